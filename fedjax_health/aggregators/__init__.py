@@ -1,0 +1,1 @@
+"""Aggregators: how the messages of a cohort become one."""

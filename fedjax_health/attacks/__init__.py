@@ -1,0 +1,1 @@
+"""Attacks on data and on updates."""

@@ -1,0 +1,44 @@
+"""What is known about a client's message before anything runs.
+
+Every stage has a static half, ``check(message) -> message``. Folding it over a plan
+is a type check: it refuses wrong compositions and yields the bytes on the wire.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+
+class CompositionError(ValueError):
+    """Stages that must not follow one another; the text says what to do instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """The static description of what one client sends.
+
+    Attributes:
+      num_params: numbers in a dense message.
+      bound: the name of the state leaf that carries the L2 bound of the message, or
+        None while no bound is known.
+      density: the share of coordinates that is sent, in (0, 1].
+      bits: bits per sent value.
+      index_bits: bits per sent value for its position; 0 when the receiver knows it.
+      overhead_bytes: bytes a message that do not scale with density (seeds, scales).
+      unit: what one message belongs to: a client or a group of clients.
+      noised: whether noise has been added already.
+    """
+
+    num_params: int
+    bound: str | None = None
+    density: float = 1.0
+    bits: int = 32
+    index_bits: float = 0.0
+    overhead_bytes: int = 0
+    unit: Literal["client", "group"] = "client"
+    noised: bool = False
+
+    def uplink_bytes(self) -> int:
+        """Returns the bytes that one client sends in one round."""
+        sent = math.ceil(self.num_params * self.density)
+        return math.ceil(sent * (self.bits + self.index_bits) / 8) + self.overhead_bytes

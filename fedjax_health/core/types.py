@@ -1,0 +1,389 @@
+"""The records that the stages of a federated round are made of.
+
+A stage is a record of pure functions. ``ClientTransform`` and ``DataAttack`` see one
+client; ``UpdateAttack``, ``Aggregator`` and ``Mechanism`` see the stacked cohort or
+the aggregate. Numbers that may vary between runs live in the state that ``init``
+returns, so that runs of one structure share one compiled program: the functions of a
+record must therefore be the same objects whenever its static arguments are equal.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+
+from fedjax_health.core.message import Message
+
+Params = Any
+Updates = Any
+State = Any
+Shared = Any
+Report = Any
+Batch = Any
+Outputs = Any
+Metrics = dict[str, jax.Array]
+Key = jax.Array
+
+
+class Model(NamedTuple):
+    """A detector as two pure functions.
+
+    Attributes:
+      init: key -> parameters.
+      apply: ``(params, batch, *, key=None) -> outputs``. ``batch`` maps names to
+        arrays with a leading example axis; outputs are logits ``[examples]`` or, for
+        streams, ``[examples, time]``. Without a key the model is deterministic.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Outputs]
+
+
+class LossFn(Protocol):
+    """The training loss of one batch.
+
+    ``batch["weight"]`` (``[examples]``, float32) is 0 for rows that only fill up the
+    last batch of an epoch; a loss must weight its examples by it.
+    """
+
+    def __call__(
+        self, params: Params, batch: Batch, key: Key
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the scalar loss and further scalars to be averaged."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Packed examples of many clients: the rows that batches are gathered from.
+
+    Attributes:
+      rows: name -> ``[rows, ...]``.
+      starts: int32 ``[examples]``, the first row of each example, or None where
+        example i is row i.
+      window: rows that make one example, or None where an example is one row; an
+        example of a windowed store has a time axis of this length.
+    """
+
+    rows: dict[str, jax.Array]
+    starts: jax.Array | None = None
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+class ClientBatches(NamedTuple):
+    """Where the examples of a cohort lie, and how long each client trains.
+
+    Attributes:
+      num_examples: int32 ``[cohort]``; 0 for an empty slot.
+      num_steps: int32 ``[cohort]``, local steps.
+      index: int32 ``[cohort]``, the position of each client's first example in
+        ``arrays``; its others follow.
+      arrays: the resident store, the same in every round, or the examples of this
+        cohort alone when the store is memory-mapped.
+    """
+
+    num_examples: jax.Array
+    num_steps: jax.Array
+    index: jax.Array
+    arrays: Examples
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+      client_ids: int32 ``[cohort]``, distinct; ``population`` in empty slots.
+      mask: bool ``[cohort]``, False in empty slots.
+      weights: float32 ``[cohort]``, example counts; 0 in empty slots.
+      malicious: bool ``[cohort]``.
+      batches: where their examples lie.
+    """
+
+    client_ids: jax.Array
+    mask: jax.Array
+    weights: jax.Array
+    malicious: jax.Array
+    batches: ClientBatches
+
+
+class RoundState(NamedTuple):
+    """All that a run carries from one round to the next.
+
+    Attributes:
+      round: int32 ``[]``, rounds done.
+      params: the global model.
+      hyper: the tree of every number that may vary between runs of one structure.
+      server: state of the server optimiser.
+      shared: what the server broadcasts beside the model (control variate, clip).
+      aggregator: state of the aggregation rule.
+      mechanism: state of the privacy mechanism.
+      attack: state of the update attack.
+      clients: per-client memory, leaves ``[population, ...]``.
+      key: the root key; never changed.
+    """
+
+    round: jax.Array
+    params: Params
+    hyper: Any
+    server: State
+    shared: Shared
+    aggregator: State
+    mechanism: State
+    attack: State
+    clients: State
+    key: Key
+
+
+class ClientContext(NamedTuple):
+    """What a client transform may know beside its own updates.
+
+    Attributes:
+      key: this client's key of this round and transform.
+      round: int32 ``[]``.
+      weight: float32 ``[]``, the client's aggregation weight before normalisation.
+      params: the global model's shared leaves.
+      shared: what this transform's server half broadcasts.
+    """
+
+    key: Key
+    round: jax.Array
+    weight: jax.Array
+    params: Params
+    shared: Shared
+
+
+class ClientTransform(NamedTuple):
+    """Shapes one client's message; sees no client axis.
+
+    Attributes:
+      init: params -> one client's memory.
+      init_server: params -> the value that the server broadcasts.
+      update: ``(updates, memory, ClientContext) -> (updates, memory, report)``; the
+        report is a tree of arrays that the engine sums over the cohort.
+      reduce: ``(shared, summed_report, key) -> shared``.
+      check: the static half.
+    """
+
+    init: Callable[[Params], State]
+    init_server: Callable[[Params], Shared]
+    update: Callable[[Updates, State, ClientContext], tuple[Updates, State, Report]]
+    reduce: Callable[[Shared, Report, Key], Shared]
+    check: Callable[[Message], Message]
+
+
+class AttackContext(NamedTuple):
+    """What an update attack may know: the defence is its own threat model's matter.
+
+    Attributes:
+      key: the attack's key of this round.
+      round: int32 ``[]``.
+      params: the global model's shared leaves.
+      previous_aggregate: the last round's aggregate (zeros in the first).
+      defence: ``(stacked, key) -> aggregate``, the rule that will be applied.
+    """
+
+    key: Key
+    round: jax.Array
+    params: Params
+    previous_aggregate: Updates
+    defence: Callable[[Updates, Key], Updates]
+
+
+class UpdateAttack(NamedTuple):
+    """Forges the messages of malicious clients from the stacked honest ones.
+
+    Attributes:
+      init: params -> state.
+      forge: ``(stacked, malicious, state, AttackContext) -> (stacked, state)``. The
+        engine keeps honest rows as they were, whatever is returned for them.
+    """
+
+    init: Callable[[Params], State]
+    forge: Callable[[Updates, jax.Array, State, AttackContext], tuple[Updates, State]]
+
+
+class DataAttackContext(NamedTuple):
+    """What a data attack may know: the client and nothing of the others.
+
+    Attributes:
+      key: key of this client and round.
+      client_id: int32 ``[]``.
+      malicious: bool ``[]``.
+      round: int32 ``[]``.
+    """
+
+    key: Key
+    client_id: jax.Array
+    malicious: jax.Array
+    round: jax.Array
+
+
+class DataAttack(NamedTuple):
+    """Poisons one batch of one client: ``(batch, DataAttackContext) -> batch``.
+
+    The engine keeps the batches of honest clients as they were.
+    """
+
+    poison: Callable[[Batch, DataAttackContext], Batch]
+
+
+class AggregationContext(NamedTuple):
+    """What an aggregator may know beside the messages.
+
+    Attributes:
+      client_ids: int32 ``[cohort]``.
+      mask: bool ``[cohort]``, clients that delivered a message.
+      round: int32 ``[]``.
+      root_updates: the server's own updates on its root data, or None.
+    """
+
+    client_ids: jax.Array
+    mask: jax.Array
+    round: jax.Array
+    root_updates: Updates | None = None
+
+
+class Aggregator(NamedTuple):
+    """Combines the stacked messages of a cohort into one.
+
+    Attributes:
+      init: params -> state.
+      update: ``(stacked, weights, state, key, *, context=None) -> (updates, state,
+        Metrics)``; a row of weight 0 is absent.
+      check: ``(Message, cohort_size) -> Message``.
+      linear: whether the result is the weighted mean of the rows, which the engine
+        may then accumulate without ever holding the stack.
+    """
+
+    init: Callable[[Params], State]
+    update: Callable[..., tuple[Updates, State, Metrics]]
+    check: Callable[[Message, int], Message]
+    linear: bool
+
+
+class Mixing(NamedTuple):
+    """A pre-aggregation as a mixing matrix.
+
+    Attributes:
+      matrix: ``(gram [n, n], key) -> [m, n]``.
+      check: ``(Message, cohort_size) -> (Message, m)``.
+    """
+
+    matrix: Callable[[jax.Array, Key], jax.Array]
+    check: Callable[[Message, int], tuple[Message, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the cohort of a round is drawn.
+
+    Attributes:
+      scheme: "fixed" (that many distinct clients), "poisson" (each client with
+        probability ``expected / population``) or "cyclic" (Poisson inside the block
+        of clients whose turn it is).
+      population: number of clients.
+      expected: expected number of clients in a round.
+      cap: slots of a Poisson cohort; a draw beyond it is cut. None stands for mean
+        plus six standard deviations.
+      cycle: rounds until the same block of clients has its turn again; cyclic only.
+
+    Raises:
+      ValueError: for sizes that do not fit one another.
+    """
+
+    scheme: Literal["fixed", "poisson", "cyclic"]
+    population: int
+    expected: int
+    cap: int | None = None
+    cycle: int = 1
+
+    def __post_init__(self):
+        if self.scheme not in ("fixed", "poisson", "cyclic"):
+            raise ValueError(
+                f"unknown sampling scheme {self.scheme!r}: fixed, poisson or cyclic"
+            )
+        if self.population < 1:
+            raise ValueError(f"population must be 1 or more, not {self.population}")
+        if self.cycle < 1 or (self.cycle > 1 and self.scheme != "cyclic"):
+            raise ValueError(
+                f"cycle={self.cycle}: 1 or more, and above 1 with scheme='cyclic' only"
+            )
+        if not 1 <= self.expected <= self.block:
+            raise ValueError(
+                f"a cohort of {self.expected} clients cannot be drawn from "
+                f"{self.block}: choose a cohort of 1 to {self.block}"
+            )
+        if self.cap is not None:
+            if self.scheme == "fixed":
+                raise ValueError("cap goes with Poisson or cyclic sampling only")
+            if self.cap < self.expected:
+                raise ValueError(
+                    f"cap={self.cap} lies below the expected cohort {self.expected}"
+                )
+
+    @property
+    def block(self) -> int:
+        """Clients that can be drawn in one round."""
+        return self.population // self.cycle
+
+    @property
+    def rate(self) -> float:
+        """Probability that one eligible client takes part in a round."""
+        return self.expected / self.block
+
+    @property
+    def cohort_size(self) -> int:
+        """Slots of a cohort."""
+        if self.scheme == "fixed":
+            return self.expected
+        if self.cap is not None:
+            return min(self.cap, self.block)
+        spread = (self.expected * (1 - self.rate)) ** 0.5
+        return min(self.block, int(self.expected + 6 * spread) + 1)
+
+
+class BoundMechanism(NamedTuple):
+    """A mechanism that knows the message it protects; unused places are None.
+
+    Attributes:
+      init: params -> state.
+      client: ``(updates, state, ClientContext) -> updates``, noise by each client.
+      group: ``(group_sums, state, key) -> group_sums``, noise on each group's sum.
+      server: ``(aggregate, state, key) -> (aggregate, state)``, noise by the server.
+    """
+
+    init: Callable[[Params], State]
+    client: Callable[..., Updates] | None = None
+    group: Callable[..., Updates] | None = None
+    server: Callable[..., tuple[Updates, State]] | None = None
+
+
+class Mechanism(NamedTuple):
+    """A differential privacy mechanism and the event that accounts for it.
+
+    Attributes:
+      bind: ``(Message, Sampling) -> BoundMechanism``.
+      event: ``Sampling -> dp_accounting.DpEvent`` of one round.
+    """
+
+    bind: Callable[[Message, Sampling], BoundMechanism]
+    event: Callable[[Sampling], Any]
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated run as two pure functions.
+
+    Attributes:
+      init: ``(key, params) -> RoundState``.
+      step: ``(RoundState, Cohort) -> (RoundState, Metrics)``, jitted; donates the
+        state, which must not be used afterwards.
+      message: the static description of one client's message.
+      parallelism: how clients are mapped onto the devices, in words.
+    """
+
+    init: Callable[[Key, Params], RoundState]
+    step: Callable[[RoundState, Cohort], tuple[RoundState, Metrics]]
+    message: Message
+    parallelism: str

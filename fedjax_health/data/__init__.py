@@ -1,0 +1,1 @@
+"""Data: sources, roles, splits, preprocessing, the packed store and cohorts."""

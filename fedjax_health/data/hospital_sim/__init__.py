@@ -1,0 +1,1 @@
+"""HospitalSim: the embedded generator of hospital traffic, records and attacks."""

@@ -1,0 +1,1 @@
+"""Loaders: files with column roles become datasets."""

@@ -1,0 +1,1 @@
+"""The engine: a plan becomes one jitted round; rounds become a run."""
