@@ -28,6 +28,8 @@ class Dataset(NamedTuple):
       client_names: names of the clients.
       entity: int64 ``[rows]``, a stream inside its client; equal values stand together.
       time: float64 ``[rows]``, seconds or any unit that orders the rows of an entity.
+      masked: modalities in which values may be missing; their models are told which
+        values were observed. The others hold no NaN.
       oracle: float32 ``[rows]`` score of an observer that knows how the data was
         generated, or None for data whose truth is not known.
     """
@@ -41,6 +43,7 @@ class Dataset(NamedTuple):
     client_names: tuple[str, ...]
     entity: np.ndarray
     time: np.ndarray
+    masked: frozenset[str] = frozenset()
     oracle: np.ndarray | None = None
 
     @property

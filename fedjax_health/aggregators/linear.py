@@ -1,0 +1,43 @@
+"""The weighted mean: the one rule that is linear in the messages."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_health.core.message import Message
+from fedjax_health.core.types import Aggregator, Metrics, Params, State, Updates
+
+
+def _init(params: Params) -> State:
+    del params
+    return ()
+
+
+def _update(
+    stacked: Updates, weights: jax.Array, state: State, key: jax.Array, *, context=None
+) -> tuple[Updates, State, Metrics]:
+    del key, context
+    total = jnp.sum(weights)
+    shares = weights / jnp.where(total > 0, total, 1.0)
+
+    def average(x: jax.Array) -> jax.Array:
+        # A row of weight 0 is absent: whatever it holds must not reach the sum.
+        present = (weights > 0).reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.tensordot(shares.astype(x.dtype), jnp.where(present, x, 0), axes=1)
+
+    return jax.tree.map(average, stacked), state, {}
+
+
+def _check(message: Message, cohort_size: int) -> Message:
+    del cohort_size
+    return message
+
+
+@functools.cache
+def mean() -> Aggregator:
+    """The mean of the messages, weighted (McMahan et al., 2017, arXiv:1602.05629).
+
+    Breakdown point 0: one malicious client moves it anywhere.
+    """
+    return Aggregator(_init, _update, _check, linear=True)

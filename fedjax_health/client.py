@@ -1,0 +1,326 @@
+"""Local training: one client's part of a round, as a pure function.
+
+A ``LocalAlgorithm`` says how a client turns the broadcast model into updates. It is
+handed ``train``, which runs the client's local steps, and decides what to correct in
+the gradients and what to remember. Updates are ``server - client`` parameters, so
+that the server steps *down* them with any optax optimiser.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_health.core import trees
+from fedjax_health.core.permutation import permute
+from fedjax_health.core.types import (
+    Batch,
+    DataAttack,
+    DataAttackContext,
+    Examples,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+    Report,
+    Shared,
+    State,
+    Updates,
+)
+
+Correction = Callable[[Updates, Params], Updates]
+
+
+class LocalContext(NamedTuple):
+    """What a local algorithm may know beside the model and its memory.
+
+    Attributes:
+      shared: what the algorithm's server half broadcasts.
+      num_steps: int32 ``[]``, the client's local steps of this round.
+      learning_rate: float32 ``[]``, the local learning rate of this round.
+    """
+
+    shared: Shared
+    num_steps: jax.Array
+    learning_rate: jax.Array
+
+
+class LocalResult(NamedTuple):
+    """What one client hands back.
+
+    Attributes:
+      params: the client's parameters after training.
+      memory: what it remembers until it is drawn again.
+      report: a tree of arrays that the engine sums over the cohort.
+      metrics: averages over the examples seen.
+    """
+
+    params: Params
+    memory: State
+    report: Report
+    metrics: Metrics
+
+
+class LocalAlgorithm(NamedTuple):
+    """A client's side of a federated algorithm, with what its server half shares.
+
+    Attributes:
+      init: params -> one client's memory.
+      init_server: params -> the value that is broadcast; holds the algorithm's numbers.
+      run: ``(train, params, memory, LocalContext) -> LocalResult`` where
+        ``train(params, correction=None) -> (params, metrics)`` runs the local steps and
+        ``correction(gradients, params) -> gradients``.
+      reduce: ``(shared, summed_report, population) -> shared``.
+      plain_sgd_only: whether the rule holds for local SGD without momentum alone.
+      personal_model: memory -> the client's own model, or None where it has none.
+    """
+
+    init: Callable[[Params], State]
+    init_server: Callable[[Params], Shared]
+    run: Callable[..., LocalResult]
+    reduce: Callable[[Shared, Report, jax.Array], Shared]
+    plain_sgd_only: bool = False
+    personal_model: Callable[[State], Params] | None = None
+
+
+def _no_memory(params: Params) -> State:
+    del params
+    return ()
+
+
+def _keep_shared(shared: Shared, report: Report, population: jax.Array) -> Shared:
+    del report, population
+    return shared
+
+
+def _run_fedavg(train, params, memory, context: LocalContext) -> LocalResult:
+    del context
+    trained, metrics = train(params)
+    return LocalResult(trained, memory, (), metrics)
+
+
+def fedavg() -> LocalAlgorithm:
+    """Plain local training (McMahan et al., 2017, arXiv:1602.05629)."""
+    return LocalAlgorithm(_no_memory, _no_memory, _run_fedavg, _keep_shared)
+
+
+def _proximal(anchor: Params, strength: jax.Array) -> Correction:
+    def correction(gradients: Updates, params: Params) -> Updates:
+        return jax.tree.map(
+            lambda g, p, a: g + strength.astype(g.dtype) * (p - a),
+            gradients,
+            params,
+            anchor,
+        )
+
+    return correction
+
+
+def _run_fedprox(train, params, memory, context: LocalContext) -> LocalResult:
+    trained, metrics = train(params, _proximal(params, context.shared["mu"]))
+    return LocalResult(trained, memory, (), metrics)
+
+
+def fedprox(mu: float) -> LocalAlgorithm:
+    """Local training with a proximal term (Li et al., 2020, arXiv:1812.06127).
+
+    Args:
+      mu: the strength; the local objective is ``loss + mu / 2 * |params - server|^2``.
+
+    Raises:
+      ValueError: if ``mu`` is negative.
+    """
+    if not mu >= 0:
+        raise ValueError(f"fedprox: mu must be 0 or more, not {mu}")
+    return LocalAlgorithm(
+        _no_memory, lambda params: {"mu": jnp.float32(mu)}, _run_fedprox, _keep_shared
+    )
+
+
+def _init_scaffold_server(params: Params) -> Shared:
+    return {"control": trees.zeros_like(params)}
+
+
+def _run_scaffold(train, params, memory, context: LocalContext) -> LocalResult:
+    control = context.shared["control"]
+    drift = trees.subtract(control, memory)
+    trained, metrics = train(params, lambda gradients, _: trees.add(gradients, drift))
+    steps = jnp.maximum(context.num_steps, 1).astype(jnp.float32)
+    factor = 1.0 / (steps * context.learning_rate)
+    # Option II of the paper: c_i+ = c_i - c + (x - y_i) / (K eta).
+    change = jax.tree.map(
+        lambda start, end, c: (start - end) * factor.astype(start.dtype) - c,
+        params,
+        trained,
+        control,
+    )
+    return LocalResult(trained, trees.add(memory, change), change, metrics)
+
+
+def _reduce_scaffold(shared: Shared, report: Report, population: jax.Array) -> Shared:
+    control = jax.tree.map(
+        lambda c, total: c + total / population.astype(c.dtype),
+        shared["control"],
+        report,
+    )
+    return {"control": control}
+
+
+def scaffold() -> LocalAlgorithm:
+    """Local SGD with control variates (Karimireddy et al., 2020, arXiv:1910.06378).
+
+    Option II of the paper. Every client keeps one control variate of the model's size.
+    """
+    return LocalAlgorithm(
+        trees.zeros_like,
+        _init_scaffold_server,
+        _run_scaffold,
+        _reduce_scaffold,
+        plain_sgd_only=True,
+    )
+
+
+def _run_ditto(train, params, memory, context: LocalContext) -> LocalResult:
+    trained, metrics = train(params)
+    own, own_metrics = train(
+        memory["model"], _proximal(params, context.shared["strength"])
+    )
+    metrics = {**metrics, "personal_loss": own_metrics["loss"]}
+    return LocalResult(trained, {"model": own}, (), metrics)
+
+
+def _ditto_model(memory: State) -> Params:
+    return memory["model"]
+
+
+def _init_ditto(params: Params) -> State:
+    return {"model": params}
+
+
+def ditto(strength: float) -> LocalAlgorithm:
+    """FedAvg beside a personal model that is pulled to the global one.
+
+    Li et al., 2021, "Ditto: Fair and Robust Federated Learning Through
+    Personalization" (arXiv:2012.04221); one pass over the personal model a round.
+
+    Args:
+      strength: lambda of the paper, the weight of ``1/2 |personal - server|^2``.
+
+    Raises:
+      ValueError: if ``strength`` is negative.
+    """
+    if not strength >= 0:
+        raise ValueError(f"ditto: strength must be 0 or more, not {strength}")
+    return LocalAlgorithm(
+        _init_ditto,
+        lambda params: {"strength": jnp.float32(strength)},
+        _run_ditto,
+        _keep_shared,
+        personal_model=_ditto_model,
+    )
+
+
+def gather(examples: Examples, index: jax.Array) -> dict[str, jax.Array]:
+    """Returns a batch: name -> ``[batch, ...]``, or ``[batch, window, ...]``.
+
+    Args:
+      examples: the packed rows.
+      index: int32 ``[batch]``, positions of examples; out of range is clipped.
+    """
+    if examples.window is None:
+        rows = index
+    else:
+        assert examples.starts is not None
+        starts = jnp.take(examples.starts, index, mode="clip")
+        rows = starts[:, None] + jnp.arange(examples.window, dtype=starts.dtype)
+    return {
+        name: jnp.take(values, rows, axis=0, mode="clip")
+        for name, values in examples.rows.items()
+    }
+
+
+class ClientData(NamedTuple):
+    """One client's examples in a round, and the randomness of its training.
+
+    Attributes:
+      examples: the packed rows of all clients.
+      first: int32 ``[]``, position of the client's first example.
+      num_examples: int32 ``[]``.
+      num_steps: int32 ``[]``.
+      words: uint32 words that fix the order of its examples.
+      train_key: key of its model's randomness.
+      attack: what its data attack may know.
+    """
+
+    examples: Examples
+    first: jax.Array
+    num_examples: jax.Array
+    num_steps: jax.Array
+    words: jax.Array
+    train_key: Key
+    attack: DataAttackContext
+
+
+def local_batch(
+    data: ClientData, step: jax.Array, batch_size: int, data_attack: DataAttack | None
+) -> Batch:
+    """Returns the batch of one local step; filler rows carry ``weight`` 0.
+
+    An epoch visits every example once in a fresh random order; its last batch is
+    short when the batch size does not divide the number of examples.
+    """
+    steps_per_epoch = jnp.maximum(-(-data.num_examples // batch_size), 1)
+    epoch = step // steps_per_epoch
+    start = (step - epoch * steps_per_epoch) * batch_size
+    positions = start + jnp.arange(batch_size, dtype=jnp.int32)
+    n = jnp.maximum(data.num_examples, 1)
+    index = permute(data.words, epoch, positions, n)
+    weight = (positions < data.num_examples).astype(jnp.float32)
+    batch = gather(data.examples, data.first + index)
+    if data_attack is not None:
+        poisoned = data_attack.poison(batch, data.attack)
+        batch = trees.select(data.attack.malicious, poisoned, batch)
+    return {**batch, "weight": weight}
+
+
+def build_train(
+    loss_fn: LossFn, optimizer: Any, batch_size: int, data_attack: DataAttack | None
+) -> Callable[..., tuple[Params, Metrics]]:
+    """Returns ``train(data, params, correction=None) -> (params, metrics)``.
+
+    The loop is a ``while`` to the client's own number of steps: under ``scan`` a small
+    client costs its own steps alone, under ``vmap`` a chunk runs to its longest.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def evaluate(data: ClientData, params: Params, step: jax.Array):
+        batch = local_batch(data, step, batch_size, data_attack)
+        key = jax.random.fold_in(data.train_key, step)
+        (loss, extra), gradients = gradient(params, batch, key)
+        examples = jnp.sum(batch["weight"])
+        sums = {name: value * examples for name, value in extra.items()}
+        return gradients, {**sums, "loss": loss * examples}, examples
+
+    def train(
+        data: ClientData, params: Params, correction: Correction | None = None
+    ) -> tuple[Params, Metrics]:
+        _, shapes, _ = jax.eval_shape(evaluate, data, params, jnp.int32(0))
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(carry):
+            step, params, state, sums, seen = carry
+            gradients, new, examples = evaluate(data, params, step)
+            if correction is not None:
+                gradients = correction(gradients, params)
+            change, state = optimizer.update(gradients, state, params)
+            params = jax.tree.map(lambda p, c: p + c.astype(p.dtype), params, change)
+            return step + 1, params, state, trees.add(sums, new), seen + examples
+
+        start = (jnp.int32(0), params, optimizer.init(params), sums, jnp.float32(0))
+        _, params, _, sums, seen = jax.lax.while_loop(
+            lambda carry: carry[0] < data.num_steps, body, start
+        )
+        return params, trees.scale(sums, 1.0 / jnp.maximum(seen, 1.0))
+
+    return train

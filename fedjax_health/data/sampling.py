@@ -1,0 +1,167 @@
+"""Cohorts: which clients take part in a round, and where their examples lie.
+
+Cohorts are drawn on the host, in time that grows with the cohort and not with the
+population, from the seed and the round alone.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedjax_health.core.rng import Stream
+from fedjax_health.core.types import ClientBatches, Cohort, Examples, Sampling
+from fedjax_health.data.schema import DataError
+from fedjax_health.data.store import ClientStore, to_examples
+
+NO_LIMIT = np.int32(2**31 - 1)
+
+
+def draw_clients(sampling: Sampling, seed: int, round: int) -> np.ndarray:
+    """Draws the distinct clients of one round, int32, at most ``cohort_size``.
+
+    Args:
+      sampling: the scheme.
+      seed: the run's seed.
+      round: the round.
+    """
+    rng = np.random.default_rng([seed, int(Stream.SAMPLE), round])
+    block, start = sampling.block, 0
+    if sampling.scheme == "cyclic":
+        start = (round % sampling.cycle) * block
+    if sampling.scheme == "fixed":
+        count = sampling.expected
+    else:
+        count = min(int(rng.binomial(block, sampling.rate)), sampling.cohort_size)
+    chosen = rng.choice(block, size=count, replace=False, shuffle=True)
+    return (start + chosen).astype(np.int32)
+
+
+def build_cohort_fn(
+    store: ClientStore,
+    sampling: Sampling,
+    seed: int,
+    *,
+    malicious: np.ndarray | None = None,
+) -> Callable[[int], Cohort]:
+    """Returns ``round -> Cohort``, the same cohort for the same seed and round.
+
+    Args:
+      store: the training data. In memory, it is put onto the devices once.
+      sampling: how clients are drawn.
+      seed: the run's seed.
+      malicious: bool ``[population]``, or None for honest clients alone.
+
+    Raises:
+      DataError: if sampling and store disagree, or a client has no examples.
+    """
+    if sampling.population != store.num_clients:
+        raise DataError(
+            f"sampling draws from {sampling.population:,} clients, but the store has "
+            f"{store.num_clients:,}"
+        )
+    sizes = np.diff(store.offsets)
+    if np.any(sizes == 0):
+        client = int(np.flatnonzero(sizes == 0)[0])
+        name = store.client_names[client] if store.client_names else client
+        raise DataError(
+            f"client {name!r} has no training examples: drop it, or change partition, "
+            "split or window"
+        )
+    if malicious is not None and np.shape(malicious) != (store.num_clients,):
+        raise DataError(
+            f"malicious has shape {np.shape(malicious)}, not ({store.num_clients},)"
+        )
+    if sizes.max() >= 2**31 or (not store.mapped and store.num_examples >= 2**31):
+        raise DataError("more examples than an int32 index reaches: map the store")
+    resident = None if store.mapped else to_examples(store)
+    capacity = mapped_capacity(store, sampling.cohort_size) if store.mapped else 0
+
+    def cohort_fn(round: int) -> Cohort:
+        ids = draw_clients(sampling, seed, round)
+        return cohort_of(
+            store,
+            ids,
+            slots=sampling.cohort_size,
+            malicious=malicious,
+            resident=resident,
+            capacity=capacity,
+        )
+
+    return cohort_fn
+
+
+def cohort_of(
+    store: ClientStore,
+    ids: np.ndarray,
+    *,
+    slots: int | None = None,
+    malicious: np.ndarray | None = None,
+    resident: Examples | None = None,
+    capacity: int = 0,
+) -> Cohort:
+    """Returns the cohort of given clients.
+
+    Args:
+      store: the training data.
+      ids: int ``[clients]``, distinct.
+      slots: slots of the cohort; empty ones are masked. None for one per client.
+      malicious: bool ``[population]`` or None.
+      resident: the store on the devices (``to_examples``); None gathers the cohort's
+        own examples on the host.
+      capacity: examples to which gathered ones are padded, so that every round has
+        the same shapes.
+    """
+    ids = np.asarray(ids, np.int32)
+    slots = len(ids) if slots is None else slots
+    empty = slots - len(ids)
+    sizes = (store.offsets[ids + 1] - store.offsets[ids]).astype(np.int32)
+    if resident is None:
+        arrays, index = _gather_cohort(store, ids, sizes, capacity)
+    else:
+        arrays, index = resident, store.offsets[ids].astype(np.int32)
+
+    def padded(values: np.ndarray, fill) -> np.ndarray:
+        return np.pad(values, (0, empty), constant_values=fill)
+
+    flags = np.zeros(len(ids), bool) if malicious is None else malicious[ids]
+    return Cohort(
+        client_ids=padded(ids, store.num_clients),
+        mask=padded(np.ones(len(ids), bool), False),
+        weights=padded(sizes.astype(np.float32), 0.0),
+        malicious=padded(flags, False),
+        batches=ClientBatches(
+            num_examples=padded(sizes, 0),
+            num_steps=np.full(slots, NO_LIMIT),
+            index=padded(index, 0),
+            arrays=arrays,
+        ),
+    )
+
+
+def mapped_capacity(store: ClientStore, cohort_size: int) -> int:
+    """Returns the most examples that a cohort of a store can hold."""
+    sizes = np.diff(store.offsets)
+    if cohort_size >= len(sizes):
+        return int(sizes.sum())
+    return int(np.partition(sizes, -cohort_size)[-cohort_size:].sum())
+
+
+def _gather_cohort(
+    store: ClientStore, ids: np.ndarray, sizes: np.ndarray, capacity: int
+) -> tuple[Examples, np.ndarray]:
+    """Copies a cohort's examples out of the store; a windowed one is laid out flat."""
+    total = int(sizes.sum())
+    first = np.cumsum(sizes) - sizes
+    example = np.repeat(store.offsets[ids] - first, sizes) + np.arange(total)
+    if store.window is None:
+        source = example
+    else:
+        assert store.starts is not None
+        source = store.starts[example][:, None] + np.arange(store.window)
+    rows = {}
+    for name, values in store.rows.items():
+        taken = values[source]
+        held = np.zeros((max(capacity, total), *taken.shape[1:]), values.dtype)
+        held[:total] = taken
+        rows[name] = held
+    return Examples(rows), first.astype(np.int32)

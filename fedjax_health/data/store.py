@@ -1,0 +1,287 @@
+"""The packed ragged store: the examples of all clients, one after the other.
+
+Flat arrays and offsets; no padding to the largest client and no Python object per
+client. In memory the whole store is resident on the devices and batches are gathered
+by index inside the jitted round; memory-mapped, a cohort's examples are gathered on
+the host, and a population of a million clients costs its offsets and the cohort.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_health.core.types import Examples
+from fedjax_health.data.schema import DataError, Dataset, segment_starts
+
+_FORMAT = "fedjax_health store 1"
+_HEADER = "store.json"
+
+
+class ClientStore(NamedTuple):
+    """Examples of many clients.
+
+    Attributes:
+      rows: name -> ``[rows, ...]``, in memory or memory-mapped.
+      starts: int32 ``[examples]``, the first row of each windowed example, or None
+        where example i is row i.
+      window: rows that make one example; None where an example is one row.
+      offsets: int64 ``[clients + 1]``; client c has examples ``offsets[c]`` up to
+        ``offsets[c + 1]``.
+      client_names: names of the clients, or None where they have none.
+      mapped: whether ``rows`` stay on disk.
+    """
+
+    rows: dict[str, np.ndarray]
+    starts: np.ndarray | None
+    window: int | None
+    offsets: np.ndarray
+    client_names: tuple[str, ...] | None = None
+    mapped: bool = False
+
+    @property
+    def num_clients(self) -> int:
+        """Clients, those without examples included."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of all clients."""
+        return int(self.offsets[-1])
+
+
+def from_arrays(
+    rows: Mapping[str, np.ndarray],
+    offsets: np.ndarray,
+    *,
+    client_names: tuple[str, ...] | None = None,
+) -> ClientStore:
+    """Returns a store whose examples are the rows of the given arrays.
+
+    Args:
+      rows: name -> ``[rows, ...]``, the rows of each client standing together.
+      offsets: int ``[clients + 1]``, where each client's rows begin; the last is the
+        number of rows.
+      client_names: names of the clients.
+
+    Raises:
+      DataError: if lengths and offsets do not fit.
+    """
+    offsets = np.asarray(offsets, np.int64)
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0:
+        raise DataError("offsets must be a vector that begins with 0: [clients + 1]")
+    if np.any(np.diff(offsets) < 0):
+        client = int(np.flatnonzero(np.diff(offsets) < 0)[0])
+        raise DataError(f"offsets fall at client {client}: they must not decrease")
+    if not rows:
+        raise DataError("a store needs at least one array")
+    for name, values in rows.items():
+        if len(values) != offsets[-1]:
+            raise DataError(
+                f"array {name!r} has {len(values):,} rows, but the offsets end at "
+                f"{offsets[-1]:,}"
+            )
+    if client_names is not None and len(client_names) != len(offsets) - 1:
+        raise DataError(
+            f"{len(client_names)} client names for {len(offsets) - 1} clients"
+        )
+    kept = {name: np.asarray(values) for name, values in rows.items()}
+    return ClientStore(kept, None, None, offsets, client_names)
+
+
+def from_dataset(
+    dataset: Dataset,
+    *,
+    modalities: tuple[str, ...] | None = None,
+    window: int | None = None,
+    stride: int = 1,
+    pad: bool = False,
+) -> ClientStore:
+    """Packs a prepared dataset into rows ``x``, ``label`` and, windowed, ``valid``.
+
+    ``x`` holds the modalities' features side by side, a missing value as 0 (the mean,
+    after scaling); a modality with missing values brings one more column per feature
+    that says 1 where the value was observed.
+
+    Args:
+      dataset: scaled features; NaN marks a missing value.
+      modalities: which, in which order; None for all.
+      window: time steps of one example, or None for one row.
+      stride: rows between the starts of two windows of one stream.
+      pad: whether every row ends a window, those at the start of a stream being
+        filled up with rows of ``valid`` 0 in front (for scoring). Without it a stream
+        shorter than the window is filled up to one window, so that no row is lost.
+
+    Returns:
+      A store; windows never cross two streams.
+
+    Raises:
+      DataError: for an unknown modality or sizes out of range.
+    """
+    if window is not None and window < 1:
+        raise DataError(f"window must be 1 step or more, not {window}")
+    if stride < 1:
+        raise DataError(f"stride must be 1 row or more, not {stride}")
+    x = assemble(dataset, modalities)
+    label = dataset.label.astype(np.float32)
+    clients = np.arange(dataset.num_clients + 1)
+    if window is None:
+        offsets = np.searchsorted(dataset.client, clients).astype(np.int64)
+        return ClientStore(
+            {"x": x, "label": label}, None, None, offsets, dataset.client_names
+        )
+    begins = segment_starts(dataset)
+    lengths = np.diff(np.append(begins, dataset.num_rows))
+    fill = np.full(len(begins), window - 1) if pad else np.maximum(window - lengths, 0)
+    packed_begins = np.cumsum(fill + lengths) - (fill + lengths)
+    position = np.repeat(packed_begins + fill - begins, lengths)
+    position = position + np.arange(dataset.num_rows)
+    total = int(np.sum(fill + lengths))
+    if total >= 2**31:
+        raise DataError(
+            f"{total:,} rows are more than an int32 index reaches: split the data"
+        )
+    rows = {}
+    for name, values in {
+        "x": x,
+        "label": label,
+        "valid": np.ones(dataset.num_rows, np.float32),
+    }.items():
+        packed = np.zeros((total, *values.shape[1:]), values.dtype)
+        packed[position] = values
+        rows[name] = packed
+    per_segment = (fill + lengths - window) // stride + 1
+    segment = np.repeat(np.arange(len(begins)), per_segment)
+    within = np.arange(len(segment)) - np.repeat(
+        np.cumsum(per_segment) - per_segment, per_segment
+    )
+    # Windows are laid from the end of a stream, so that its last row is never lost.
+    last = packed_begins + fill + lengths - window
+    step = per_segment[segment] - 1 - within
+    starts = (last[segment] - stride * step).astype(np.int32)
+    client = dataset.client[begins][segment] if len(begins) else np.zeros(0, np.int32)
+    offsets = np.searchsorted(client, clients).astype(np.int64)
+    return ClientStore(rows, starts, window, offsets, dataset.client_names)
+
+
+def assemble(dataset: Dataset, modalities: tuple[str, ...] | None = None) -> np.ndarray:
+    """Returns the model's input ``[rows, features]``, float32, without NaN.
+
+    The columns depend on the modalities' declared missingness alone: see
+    ``input_names``.
+    """
+    chosen = _modalities(dataset, modalities)
+    parts = []
+    for name in chosen:
+        values = dataset.features[name]
+        missing = np.isnan(values)
+        parts.append(np.where(missing, np.float32(0), values).astype(np.float32))
+        if name in dataset.masked:
+            parts.append((~missing).astype(np.float32))
+        elif missing.any():
+            row, column = np.argwhere(missing)[0]
+            raise DataError(
+                f"modality {name!r} was declared complete, but "
+                f"{dataset.feature_names[name][column]} is missing in row {row}"
+            )
+    return np.concatenate(parts, axis=1)
+
+
+def input_names(
+    dataset: Dataset, modalities: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """Returns the names of the columns that ``assemble`` makes."""
+    names: list[str] = []
+    for name in _modalities(dataset, modalities):
+        columns = dataset.feature_names[name]
+        names += [f"{name}.{column}" for column in columns]
+        if name in dataset.masked:
+            names += [f"{name}.{column} observed" for column in columns]
+    return tuple(names)
+
+
+def _modalities(dataset: Dataset, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
+    if chosen is None:
+        return tuple(dataset.features)
+    unknown = [name for name in chosen if name not in dataset.features]
+    if unknown or not chosen:
+        raise DataError(
+            f"modalities {list(chosen)}: the data has {sorted(dataset.features)}"
+        )
+    return chosen
+
+
+def to_examples(store: ClientStore) -> Examples:
+    """Returns the whole store as device arrays, for gathering inside jit."""
+    starts = None if store.starts is None else jnp.asarray(store.starts)
+    rows = {name: jnp.asarray(values) for name, values in store.rows.items()}
+    return jax.block_until_ready(Examples(rows, starts, store.window))
+
+
+def write_store(store: ClientStore, folder: str | Path) -> None:
+    """Writes a store as plain ``.npy`` files that ``open_store`` maps.
+
+    Raises:
+      DataError: if the folder exists already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already: choose another folder")
+    folder.mkdir(parents=True)
+    for name, values in store.rows.items():
+        np.save(folder / f"rows-{name}.npy", values, allow_pickle=False)
+    np.save(folder / "offsets.npy", store.offsets, allow_pickle=False)
+    if store.starts is not None:
+        np.save(folder / "starts.npy", store.starts, allow_pickle=False)
+    header = {
+        "format": _FORMAT,
+        "rows": sorted(store.rows),
+        "window": store.window,
+        "client_names": store.client_names,
+    }
+    # Last: a folder without its header was not finished.
+    (folder / _HEADER).write_text(json.dumps(header), encoding="utf-8")
+
+
+def open_store(folder: str | Path) -> ClientStore:
+    """Opens a written store memory-mapped; offsets alone are read.
+
+    Raises:
+      DataError: if the folder is not a finished store or its files do not fit.
+    """
+    folder = Path(folder)
+    try:
+        header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} holds no finished store ({error}): write it with write_store"
+        ) from None
+    if header.get("format") != _FORMAT:
+        raise DataError(f"{folder}: unknown store format {header.get('format')!r}")
+    try:
+        rows = {
+            name: np.load(folder / f"rows-{name}.npy", mmap_mode="r")
+            for name in header["rows"]
+        }
+        offsets = np.load(folder / "offsets.npy")
+        windowed = header["window"] is not None
+        starts = np.load(folder / "starts.npy", mmap_mode="r") if windowed else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: {error}: write the store again") from None
+    names = header["client_names"]
+    lengths = {len(values) for values in rows.values()}
+    examples = len(starts) if starts is not None else next(iter(lengths))
+    if len(lengths) != 1 or examples != offsets[-1]:
+        raise DataError(f"{folder}: lengths of the arrays do not fit: write it again")
+    return ClientStore(
+        rows,
+        starts,
+        header["window"],
+        offsets,
+        tuple(names) if names is not None else None,
+        mapped=True,
+    )

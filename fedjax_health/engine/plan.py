@@ -1,0 +1,372 @@
+"""The plan of a round: what fills each stage, and the static check of the whole."""
+
+import dataclasses
+import fnmatch
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_health.aggregators import mean
+from fedjax_health.client import LocalAlgorithm, fedavg
+from fedjax_health.core import trees
+from fedjax_health.core.message import CompositionError, Message
+from fedjax_health.core.types import (
+    Aggregator,
+    BoundMechanism,
+    ClientBatches,
+    ClientTransform,
+    DataAttack,
+    Mechanism,
+    Params,
+    Sampling,
+    UpdateAttack,
+)
+from fedjax_health.transforms import chain
+
+
+class Schedule(NamedTuple):
+    """A learning-rate schedule by round.
+
+    Attributes:
+      factor: ``(round, **numbers) -> factor`` on the learning rate; the same function
+        object for the same kind of schedule.
+      numbers: the schedule's numbers, which are traced.
+    """
+
+    factor: Callable[..., jax.Array]
+    numbers: dict[str, float]
+
+
+def _cosine(round: jax.Array, rounds: jax.Array, final: jax.Array) -> jax.Array:
+    progress = jnp.clip(round / rounds, 0.0, 1.0)
+    return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(math.pi * progress))
+
+
+def _exponential(round: jax.Array, decay: jax.Array) -> jax.Array:
+    return decay**round
+
+
+def _warmup_cosine(
+    round: jax.Array, rounds: jax.Array, final: jax.Array, warmup: jax.Array
+) -> jax.Array:
+    ramp = jnp.clip((round + 1.0) / jnp.maximum(warmup, 1.0), 0.0, 1.0)
+    rest = jnp.maximum(rounds - warmup, 1.0)
+    return ramp * _cosine(jnp.maximum(round - warmup, 0.0), rest, final)
+
+
+def cosine_schedule(rounds: int, *, final: float = 0.0, warmup: int = 0) -> Schedule:
+    """Falls from 1 to ``final`` along half a cosine, after a linear warm-up.
+
+    Args:
+      rounds: the round at which ``final`` is reached.
+      final: the last factor, in [0, 1].
+      warmup: rounds of the linear rise before it.
+
+    Raises:
+      ValueError: for numbers out of range.
+    """
+    if rounds < 1 or not 0 <= final <= 1 or not 0 <= warmup < rounds:
+        raise ValueError(
+            "cosine_schedule needs rounds >= 1, final in [0, 1] and warmup in "
+            f"[0, rounds), not rounds={rounds}, final={final}, warmup={warmup}"
+        )
+    numbers = {"rounds": float(rounds), "final": final}
+    if warmup:
+        return Schedule(_warmup_cosine, {**numbers, "warmup": float(warmup)})
+    return Schedule(_cosine, numbers)
+
+
+def exponential_schedule(decay: float) -> Schedule:
+    """Multiplies the learning rate by ``decay`` (in (0, 1]) after every round."""
+    if not 0 < decay <= 1:
+        raise ValueError(f"exponential_schedule: decay in (0, 1], not {decay}")
+    return Schedule(_exponential, {"decay": decay})
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optax constructor and its arguments.
+
+    Floats are leaves of ``RoundState.hyper`` and may vary without recompilation;
+    other arguments (flags, None) are static.
+
+    Attributes:
+      constructor: such as ``optax.sgd``; called inside the jitted round.
+      arguments: its keyword arguments; ``learning_rate`` among them.
+      schedule: by round, on the learning rate; None for a constant one.
+    """
+
+    constructor: Callable[..., optax.GradientTransformation]
+    arguments: dict[str, Any]
+    schedule: Schedule | None = None
+
+    def __post_init__(self):
+        rate = self.arguments.get("learning_rate")
+        if isinstance(rate, bool) or not isinstance(rate, int | float):
+            raise ValueError(
+                "Optimizer needs arguments={'learning_rate': number, ...}; a schedule "
+                f"goes into schedule=, not {rate!r}"
+            )
+        for name, value in self.arguments.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"Optimizer: {name}={value} is not a finite number")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The arguments that are traced."""
+        return {
+            name: float(value)
+            for name, value in self.arguments.items()
+            if _is_number(name, value)
+        }
+
+    @property
+    def static(self) -> tuple[tuple[str, Any], ...]:
+        """The arguments that are part of the structure."""
+        return tuple(
+            sorted(
+                (name, value)
+                for name, value in self.arguments.items()
+                if not _is_number(name, value)
+            )
+        )
+
+    def leaves(self) -> dict[str, Any]:
+        """Returns this optimiser's part of ``RoundState.hyper``."""
+        numbers = {k: jnp.float32(v) for k, v in self.numbers.items()}
+        schedule = self.schedule.numbers if self.schedule else {}
+        return {
+            "numbers": numbers,
+            "schedule": {k: jnp.float32(v) for k, v in schedule.items()},
+        }
+
+    @property
+    def structure(self) -> "OptimizerStructure":
+        """The hashable part."""
+        factor = self.schedule.factor if self.schedule else None
+        return OptimizerStructure(self.constructor, self.static, factor)
+
+
+def _is_number(name: str, value: Any) -> bool:
+    return isinstance(value, float) or (name == "learning_rate")
+
+
+class OptimizerStructure(NamedTuple):
+    """What of an optimiser is compiled in."""
+
+    constructor: Callable[..., optax.GradientTransformation]
+    static: tuple[tuple[str, Any], ...]
+    factor: Callable[..., jax.Array] | None
+
+    def learning_rate(self, leaves: dict, round: jax.Array) -> jax.Array:
+        """Returns the learning rate of a round, float32 ``[]``."""
+        rate = leaves["numbers"]["learning_rate"]
+        if self.factor is None:
+            return rate
+        return rate * self.factor(round.astype(jnp.float32), **leaves["schedule"])
+
+    def build(self, leaves: dict, round: jax.Array) -> optax.GradientTransformation:
+        """Returns the optax optimiser of a round, its numbers traced."""
+        rate = self.learning_rate(leaves, round)
+        numbers = {**leaves["numbers"], "learning_rate": rate}
+        return self.constructor(**numbers, **dict(self.static))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains.
+
+    Attributes:
+      algorithm: see ``fedjax_health.client``.
+      optimizer: the local optimiser; its state starts afresh every round.
+      epochs: passes over the client's examples a round; or
+      steps: local steps a round, however many examples there are.
+      batch_size: examples a step; static.
+    """
+
+    algorithm: LocalAlgorithm = dataclasses.field(default_factory=fedavg)
+    optimizer: Optimizer = Optimizer(optax.sgd, {"learning_rate": 0.1})
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                "LocalTraining needs exactly one of epochs and steps, "
+                f"not epochs={self.epochs}, steps={self.steps}"
+            )
+        for name in ("epochs", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"LocalTraining: {name} must be 1 or more, not {value}"
+                )
+        if self.algorithm.plain_sgd_only:
+            is_sgd = self.optimizer.constructor is optax.sgd
+            momentum = self.optimizer.arguments.get("momentum")
+            if not is_sgd or momentum:
+                raise CompositionError(
+                    "SCAFFOLD's control variates hold for local SGD without momentum: "
+                    "use optax.sgd with a learning rate alone, or another algorithm"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundPlan:
+    """What fills each stage of a round.
+
+    Attributes:
+      local: how a client trains.
+      data_attack: what malicious clients do to their own data; or None.
+      transforms: what happens to one client's updates, in order.
+      attack: how malicious messages are forged; or None.
+      aggregator: exactly one.
+      mechanism: the differential privacy mechanism; or None.
+      server_optimizer: steps the server; ``optax.sgd(1.0)`` is FedAvg.
+      weighting: clients weigh by their "examples", or all the same ("uniform").
+      personal: path such as "head/kernel" -> whether the leaf stays with the client;
+        or None.
+      dropout: probability that a drawn client trains but delivers nothing; traced.
+      root_batches: the server's own data, one client's batches, for FLTrust; or None.
+    """
+
+    local: LocalTraining
+    data_attack: DataAttack | None = None
+    transforms: tuple[ClientTransform, ...] = ()
+    attack: UpdateAttack | None = None
+    aggregator: Aggregator = dataclasses.field(default_factory=mean)
+    mechanism: Mechanism | None = None
+    server_optimizer: Optimizer = Optimizer(optax.sgd, {"learning_rate": 1.0})
+    weighting: Literal["examples", "uniform"] = "examples"
+    personal: Callable[[str], bool] | None = None
+    dropout: float = 0.0
+    root_batches: ClientBatches | None = None
+
+    def __post_init__(self):
+        if self.weighting not in ("examples", "uniform"):
+            raise ValueError(
+                f"weighting must be 'examples' or 'uniform', not {self.weighting!r}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+
+class CheckedPlan(NamedTuple):
+    """A plan that composes.
+
+    Attributes:
+      transform: the chain of client transforms.
+      mechanism: the mechanism, bound to the message; or None.
+      bound: the path of the bound's leaf in the chain's shared value; or None.
+      message: what one client sends.
+    """
+
+    transform: ClientTransform
+    mechanism: BoundMechanism | None
+    bound: str | None
+    message: Message
+
+
+def check_plan(
+    plan: RoundPlan, *, abstract_params: Params, cohort_size: int, sampling: Sampling
+) -> CheckedPlan:
+    """Folds ``check`` over the stages.
+
+    Args:
+      plan: the plan.
+      abstract_params: the parameters' shapes.
+      cohort_size: slots of a cohort.
+      sampling: how cohorts are drawn.
+
+    Raises:
+      CompositionError: if the stages must not follow one another.
+    """
+    shared_params = shared_leaves(plan.personal, abstract_params)
+    if plan.personal is not None:
+        if jax.tree.leaves(jax.eval_shape(plan.local.algorithm.init, abstract_params)):
+            raise CompositionError(
+                "personal layers go with algorithms without client memory (fedavg, "
+                "fedprox): Ditto keeps a whole personal model already, and SCAFFOLD's "
+                "control variates are defined for shared parameters"
+            )
+        everything = trees.num_params(abstract_params)
+        num_shared = trees.num_params(shared_params)
+        if num_shared in (0, everything):
+            which = "every" if num_shared == 0 else "no"
+            raise CompositionError(
+                f"personal selects {which} leaf of the model; its leaves are "
+                + ", ".join(trees.path_names(abstract_params))
+            )
+    transform = chain(*plan.transforms)
+    message = transform.check(Message(num_params=trees.num_params(shared_params)))
+    bound = message.bound
+    aggregated = plan.aggregator.check(message, cohort_size)
+    if plan.mechanism is None:
+        return CheckedPlan(transform, None, bound, message)
+    if bound is None:
+        raise CompositionError(
+            "a mechanism needs a bounded message: put a clipping transform last"
+        )
+    if plan.weighting != "uniform":
+        raise CompositionError(
+            "example counts are private and unbounded: a mechanism needs "
+            'weighting="uniform"'
+        )
+    mechanism = plan.mechanism.bind(aggregated, sampling)
+    if mechanism.server is not None and not plan.aggregator.linear:
+        raise CompositionError(
+            "noise added after a non-linear rule protects nobody: use a linear "
+            "aggregator, or a mechanism that adds its noise to each message"
+        )
+    if mechanism.group is not None and plan.aggregator.linear:
+        raise CompositionError(
+            "this mechanism adds noise to group sums, which a linear aggregator does "
+            "not form: use a grouped aggregator"
+        )
+    return CheckedPlan(transform, mechanism, bound, message)
+
+
+def shared_leaves(personal: Callable[[str], bool] | None, params: Params) -> Params:
+    """Returns the leaves that travel; the others are None."""
+    if personal is None:
+        return params
+    return trees.split_by_path(params, personal)[0]
+
+
+def personal_leaves(personal: Callable[[str], bool] | None, params: Params) -> Params:
+    """Returns the leaves that stay with the client; the others are None."""
+    if personal is None:
+        return jax.tree.map(lambda _: None, params)
+    return trees.split_by_path(params, personal)[1]
+
+
+@functools.cache
+def paths_matching(*patterns: str) -> Callable[[str], bool]:
+    """Returns a predicate on paths: FedPer-style personal layers.
+
+    Arivazhagan et al., 2019, "Federated Learning with Personalization Layers"
+    (arXiv:1912.00818).
+
+    Args:
+      *patterns: shell-style patterns such as ``"head/*"``; one that matches is enough.
+    """
+
+    def chosen(path: str) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+    return chosen
+
+
+def normalization_leaves(path: str) -> bool:
+    """Whether a leaf belongs to a normalisation layer: FedBN-style personal layers.
+
+    Li et al., 2021, "FedBN" (arXiv:2102.07623), with LayerNorm or GroupNorm for
+    BatchNorm: a layer counts as one when its name holds "norm".
+    """
+    return "norm" in path.lower()

@@ -1,0 +1,109 @@
+"""The identity transform and the composition of several."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_health.core.message import Message
+from fedjax_health.core.types import (
+    ClientContext,
+    ClientTransform,
+    Params,
+    Report,
+    Shared,
+    State,
+    Updates,
+)
+
+
+def _nothing(params: Params) -> State:
+    del params
+    return ()
+
+
+def _pass_on(
+    updates: Updates, memory: State, context: ClientContext
+) -> tuple[Updates, State, Report]:
+    del context
+    return updates, memory, ()
+
+
+def _keep(shared: Shared, report: Report, key: jax.Array) -> Shared:
+    del report, key
+    return shared
+
+
+def _same(message: Message) -> Message:
+    return message
+
+
+@functools.cache
+def identity() -> ClientTransform:
+    """Sends the updates as they are."""
+    return ClientTransform(_nothing, _nothing, _pass_on, _keep, _same)
+
+
+@functools.cache
+def _chained(updates: tuple, reduces: tuple) -> tuple:
+    """Returns update and reduce of a chain: the same objects for the same parts."""
+
+    def update(
+        value: Updates, memory: State, context: ClientContext
+    ) -> tuple[Updates, State, Report]:
+        memories, reports = [], []
+        for i, part in enumerate(updates):
+            own = context._replace(
+                key=jax.random.fold_in(context.key, i), shared=context.shared[i]
+            )
+            value, kept, report = part(value, memory[i], own)
+            memories.append(kept)
+            reports.append(report)
+        return value, tuple(memories), tuple(reports)
+
+    def reduce(shared: Shared, report: Report, key: jax.Array) -> Shared:
+        return tuple(
+            part(shared[i], report[i], jax.random.fold_in(key, i))
+            for i, part in enumerate(reduces)
+        )
+
+    return update, reduce
+
+
+def chain(*transforms: ClientTransform) -> ClientTransform:
+    """Applies transforms one after the other, the first one first.
+
+    A bound that a part announces is named by the part's position, ``"0/clip_norm"``.
+    """
+    update, reduce = _chained(
+        tuple(t.update for t in transforms), tuple(t.reduce for t in transforms)
+    )
+
+    def check(message: Message) -> Message:
+        for i, part in enumerate(transforms):
+            before = message.bound
+            message = part.check(message)
+            if message.bound is not None and message.bound != before:
+                message = dataclasses.replace(message, bound=f"{i}/{message.bound}")
+        return message
+
+    return ClientTransform(
+        init=lambda params: tuple(t.init(params) for t in transforms),
+        init_server=lambda params: tuple(t.init_server(params) for t in transforms),
+        update=update,
+        reduce=reduce,
+        check=check,
+    )
+
+
+def bound_leaf(shared: Shared, name: str) -> jax.Array:
+    """Returns the leaf of a chain's shared value that ``Message.bound`` names."""
+    value = shared
+    for part in name.split("/"):
+        value = value[int(part)] if part.isdigit() else _field(value, part)
+    return jnp.asarray(value)
+
+
+def _field(value: Shared, name: str):
+    return value[name] if isinstance(value, dict) else getattr(value, name)
