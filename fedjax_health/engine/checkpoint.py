@@ -1,0 +1,270 @@
+"""Checkpoints that are either whole or not used.
+
+Orbax writes the arrays of a step into a folder. A manifest with the SHA-256 of every
+file is written last, so that a step without one was never finished, and a step whose
+bytes have changed since is found out: orbax alone loads most bit-flipped checkpoints
+without a word. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+MANIFEST = "manifest.json"
+DAMAGED = "damaged"
+_FORMAT = "fedjax_health checkpoint 1"
+
+
+class CheckpointError(RuntimeError):
+    """No usable checkpoint, or one that does not belong to this run."""
+
+
+class Restored(NamedTuple):
+    """A restored checkpoint.
+
+    Attributes:
+      step: the round it was saved after.
+      tree: the saved tree, in the structure of the target.
+      context: what was saved beside it.
+    """
+
+    step: int
+    tree: Any
+    context: dict[str, Any]
+
+
+class Checkpoints(NamedTuple):
+    """The checkpoints of a run.
+
+    Attributes:
+      folder: where they lie, one folder a step.
+      keep: how many steps are kept.
+      manager: orbax's.
+    """
+
+    folder: Path
+    keep: int
+    manager: ocp.CheckpointManager
+
+
+def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Checkpoints:
+    """Opens a folder for saving; what was left unfinished there is removed.
+
+    Args:
+      folder: made if it does not exist.
+      keep: steps to keep, 2 or more: with one, a damaged step would leave nothing.
+
+    Raises:
+      ValueError: for a ``keep`` below 2.
+    """
+    if keep < 2:
+        raise ValueError(f"keep must be 2 or more checkpoints, not {keep}")
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in _steps(folder):
+        if not (folder / str(step) / MANIFEST).exists():
+            shutil.rmtree(folder / str(step))
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    return Checkpoints(folder, keep, ocp.CheckpointManager(folder, options=options))
+
+
+def save(
+    checkpoints: Checkpoints, step: int, tree: Any, context: dict[str, Any]
+) -> None:
+    """Saves a tree as a step, then drops the steps beyond ``keep``.
+
+    Args:
+      checkpoints: from ``open_checkpoints``.
+      step: the round it was made after.
+      tree: a pytree of arrays; typed keys are allowed.
+      context: numbers and strings that must hold when it is used again.
+
+    Raises:
+      OSError: if it cannot be written, for want of space for instance; the steps
+        saved before are untouched.
+    """
+    folder = checkpoints.folder / str(step)
+    if folder.exists():
+        checkpoints.manager.delete(step)
+    args = ocp.args.StandardSave(_flat(tree))  # pyright: ignore[reportCallIssue]
+    checkpoints.manager.save(step, args=args)
+    checkpoints.manager.wait_until_finished()
+    _write_manifest(folder, context)
+    for old in _steps(checkpoints.folder)[: -checkpoints.keep]:
+        checkpoints.manager.delete(old)
+
+
+def restore_latest(folder: str | Path, target: Any) -> Restored | None:
+    """Restores the newest whole step; damaged ones are set aside with a warning.
+
+    Args:
+      folder: where the steps lie.
+      target: a pytree of arrays, or of shapes with shardings, of the saved structure.
+
+    Returns:
+      The restored step, or None if no step was ever finished.
+
+    Raises:
+      CheckpointError: if every finished step is damaged, or a whole step does not have
+        the structure of ``target``.
+    """
+    folder = Path(folder).absolute()
+    damaged = []
+    for step in reversed(_steps(folder)):
+        path = folder / str(step)
+        if not (path / MANIFEST).exists():
+            continue
+        problem, context = _verify(path)
+        if problem is None:
+            return Restored(step, _read(path, target), context)
+        warnings.warn(
+            f"checkpoint {step} is damaged ({problem}): the one before it is used",
+            stacklevel=2,
+        )
+        damaged.append(path)
+        _set_aside(path)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged: start the run again"
+        )
+    return None
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def _set_aside(path: Path) -> None:
+    """Moves a damaged step out of the way, so that its number can be saved again."""
+    place = path.parent.with_name(f"{path.parent.name}-{DAMAGED}")
+    place.mkdir(exist_ok=True)
+    number = len(list(place.iterdir()))
+    os.replace(path, place / f"{path.name}-{number}")
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray | jax.Array]:
+    """Returns path -> array: no structure that orbax would have to know."""
+    flat = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        flat[jax.tree_util.keystr(path)] = leaf
+    return flat
+
+
+def _read(path: Path, target: Any) -> Any:
+    flat = jax.eval_shape(_flat, target)
+    leaves = jax.tree.leaves(target)
+    # Keys come back through their data; everything else goes where the target lies.
+    abstract = {
+        name: jax.ShapeDtypeStruct(
+            shape.shape, shape.dtype, sharding=getattr(leaf, "sharding", None)
+        )
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jax.ShapeDtypeStruct(shape.shape, shape.dtype)
+        for (name, shape), leaf in zip(flat.items(), leaves, strict=True)
+    }
+    checkpointer = ocp.StandardCheckpointer()
+    saved = checkpointer.metadata(path / "default").item_metadata
+    shapes = {name: tuple(entry.shape) for name, entry in dict(saved).items()}
+    wanted = {name: tuple(entry.shape) for name, entry in abstract.items()}
+    if shapes != wanted:
+        differ = sorted(
+            name
+            for name in shapes.keys() | wanted.keys()
+            if shapes.get(name) != wanted.get(name)
+        )
+        raise CheckpointError(
+            f"{path} was saved by a run of another shape: {differ[0]} is "
+            f"{shapes.get(differ[0], 'absent')}, wanted {wanted.get(differ[0], 'none')}"
+        )
+    restored = checkpointer.restore(path / "default", abstract)
+
+    def back(name: str, leaf: Any) -> Any:
+        value = restored[name]
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return value
+        key = jax.random.wrap_key_data(
+            jax.numpy.asarray(np.asarray(value)), impl=jax.random.key_impl(leaf)
+        )
+        sharding = getattr(leaf, "sharding", None)
+        return key if sharding is None else jax.device_put(key, sharding)
+
+    values = [back(name, leaf) for name, leaf in zip(flat, leaves, strict=True)]
+    return jax.tree.structure(target).unflatten(values)
+
+
+def _digests(path: Path, *, sync: bool) -> dict[str, str]:
+    """Returns relative file name -> SHA-256, every file forced to disk on request."""
+    digests = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path).as_posix()
+        if name == MANIFEST:
+            continue
+        with open(file, "rb") as content:
+            digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+            if sync:
+                os.fsync(content.fileno())
+    return digests
+
+
+def _seal(payload: dict[str, Any]) -> str:
+    text = json.dumps(payload, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_manifest(path: Path, context: dict[str, Any]) -> None:
+    payload = {
+        "format": _FORMAT,
+        "context": context,
+        "files": _digests(path, sync=True),
+    }
+    temporary = path / f".{MANIFEST}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"payload": payload, "sha256": _seal(payload)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in {p.parent for p in path.rglob("*")}:
+        _sync_folder(folder)
+    os.replace(temporary, path / MANIFEST)
+    _sync_folder(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Returns what is wrong with a step, None if nothing is, and its context."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        payload, seal = manifest["payload"], manifest["sha256"]
+        if seal != _seal(payload) or payload["format"] != _FORMAT:
+            return "its manifest has changed", {}
+        files = payload["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read: {error}", {}
+    found = _digests(path, sync=False)
+    for name in sorted(files.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing", {}
+        if name not in files:
+            return f"{name} does not belong to it", {}
+        if files[name] != found[name]:
+            return f"{name} has changed", {}
+    return None, payload["context"]
