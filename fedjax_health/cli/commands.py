@@ -1,0 +1,212 @@
+"""One function per subcommand; heavy imports happen inside."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from fedjax_health import records
+
+
+class Outcome(NamedTuple):
+    """What a command leaves for the user.
+
+    Attributes:
+      result: the object that ``--json`` prints.
+      show: writes the same for a person.
+    """
+
+    result: dict[str, Any]
+    show: Callable[[TextIO], None]
+
+
+def run_command(options: argparse.Namespace) -> Outcome:
+    """Runs the command that was asked for.
+
+    Args:
+      options: what ``parse_flags`` returned.
+
+    Returns:
+      Its result.
+    """
+    match options.command:
+        case "run":
+            return run(options)
+        case "resume":
+            return resume(options)
+        case "plan":
+            return plan(options)
+        case "generate":
+            return generate(options)
+        case "presets":
+            return presets(options)
+    raise ValueError(f"unknown command {options.command!r}")
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Trains a detector in a new run folder.
+
+    Args:
+      options: config, overrides, seed, out and the device options.
+
+    Returns:
+      Final metrics and the folder.
+    """
+    config = _load(options)
+    name = config_name(options.config)
+    folder = Path(options.out or records.default_folder(name, config.seed))
+    records.check_unused(folder)
+    _prepare(options, config.devices)
+
+    from fedjax_health import training
+
+    return _watch(
+        lambda progress: training.train(config, folder, progress), folder, options
+    )
+
+
+def resume(options: argparse.Namespace) -> Outcome:
+    """Goes on with a run from its last good checkpoint.
+
+    Args:
+      options: folder and the device options.
+
+    Returns:
+      Final metrics and the folder.
+    """
+    from fedjax_health.config import load
+
+    folder = records.open_folder(options.folder)
+    _prepare(options, load(folder.config).devices)
+
+    from fedjax_health import training
+
+    return _watch(
+        lambda progress: training.resume(folder.root, progress), folder.root, options
+    )
+
+
+def plan(options: argparse.Namespace) -> Outcome:
+    """Describes a run without running it.
+
+    Args:
+      options: config, overrides, seed and the device options.
+
+    Returns:
+      Stages, message, bytes, memory and mapping.
+    """
+    config = _load(options)
+    _prepare(options, config.devices)
+
+    from fedjax_health import training
+
+    description = training.describe(config)
+    return Outcome(description, lambda stream: _show().tree(description, stream))
+
+
+def generate(options: argparse.Namespace) -> Outcome:
+    """Writes the embedded data to a file, and a configuration that reads it.
+
+    Args:
+      options: config, overrides, seed, out and oracle.
+
+    Returns:
+      The file, its size and its configuration.
+    """
+    from fedjax_health.cli.generate import check_output, write_dataset
+    from fedjax_health.config import ConfigError, HospitalSim
+
+    config = _load(options)
+    if not isinstance(config.data, HospitalSim):
+        raise ConfigError(
+            "config: data: generate writes the embedded data only: "
+            "add --set data=hospital_sim"
+        )
+    default = f"{config_name(options.config)}-{config.seed}.parquet"
+    path = check_output(options.out or default)
+
+    from fedjax_health.build import build_dataset
+
+    dataset = build_dataset(config)
+    result = write_dataset(dataset, path, oracle=options.oracle)
+    return Outcome(result, lambda stream: _show().tree(result, stream))
+
+
+def presets(options: argparse.Namespace) -> Outcome:
+    """Lists the presets, or prints one as TOML.
+
+    Args:
+      options: the name, or None.
+
+    Returns:
+      Names and summaries, or one preset's text.
+    """
+    from fedjax_health.config import preset_names, preset_summary, preset_text
+
+    if options.name:
+        text = preset_text(options.name)
+        return Outcome(
+            {"name": options.name, "toml": text}, lambda stream: _write(stream, text)
+        )
+    rows = [{"name": n, "summary": preset_summary(n)} for n in preset_names()]
+    return Outcome(
+        {"presets": rows},
+        lambda stream: _show().rows(rows, ("name", "summary"), stream),
+    )
+
+
+def config_name(config: str) -> str:
+    """Returns the name that a run of this configuration gets.
+
+    Args:
+      config: a file or the name of a preset.
+    """
+    return Path(config).name.removesuffix(".toml") or "run"
+
+
+def _load(options: argparse.Namespace):
+    from fedjax_health.config import load
+
+    return load(options.config, options.overrides, seed=options.seed)
+
+
+def _prepare(options: argparse.Namespace, devices: int | None):
+    from fedjax_health.cli.startup import prepare_jax
+
+    prepare_jax(
+        devices=options.device_count or devices,
+        cache_dir=options.cache_dir,
+        no_cache=options.no_cache,
+    )
+
+
+def _watch(
+    work: Callable[[records.Progress], dict[str, Any]],
+    folder: Path,
+    options: argparse.Namespace,
+) -> Outcome:
+    """Runs training with progress on stderr; an interrupt says how to go on."""
+    from fedjax_health.cli.progress import build_progress
+
+    progress = build_progress()
+    try:
+        result = work(progress)
+    except KeyboardInterrupt:
+        if records.run_folder(folder).config.is_file():
+            way_out = f"go on with: fedjax-health resume {folder}"
+        else:
+            way_out = "nothing was trained yet"
+        raise KeyboardInterrupt(f"interrupted; {way_out}") from None
+    finally:
+        progress.on_end()
+    return Outcome(result, lambda stream: _show().result(result, stream))
+
+
+def _write(stream: TextIO, text: str):
+    stream.write(text)
+
+
+def _show():
+    from fedjax_health.cli import show
+
+    return show

@@ -1,0 +1,122 @@
+"""The subcommands and their options; imports nothing heavy, so that help is instant."""
+
+import argparse
+from collections.abc import Sequence
+
+from absl.flags import argparse_flags
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; help exits 0, wrong usage exits 2.
+
+    Args:
+      argv: the program's name and its arguments.
+
+    Returns:
+      The options, with ``command``.
+    """
+    return build_parser().parse_args(list(argv)[1:])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line."""
+    parser = argparse_flags.ArgumentParser(
+        prog="fedjax-health",
+        description="Federated learning for healthcare cyber-security, simulated.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _add(commands, "run", "train a detector and score it")
+    _add_config(run)
+    _add_device(run)
+    run.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="run folder, new or empty (default: runs/CONFIG-SEED)",
+    )
+
+    resume = _add(commands, "resume", "go on with a run from its last checkpoint")
+    resume.add_argument("folder", metavar="DIR", help="run folder")
+    _add_device(resume)
+
+    plan = _add(commands, "plan", "say what a run would do; runs nothing")
+    _add_config(plan)
+    _add_device(plan)
+
+    generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
+    _add_config(generate)
+    generate.add_argument(
+        "--out",
+        metavar="FILE",
+        help="file ending in .csv, .csv.gz or .parquet (default: CONFIG-SEED.parquet)",
+    )
+    generate.add_argument(
+        "--oracle",
+        action="store_true",
+        help="add the oracle's score, which knows how the data was made",
+    )
+
+    presets = _add(commands, "presets", "list the ready configurations, or print one")
+    presets.add_argument("name", nargs="?", metavar="NAME", help="print this one")
+    return parser
+
+
+def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
+    # absl's own flags belong to the program, not to every subcommand.
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        inherited_absl_flags=None,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--config",
+        default="demo",
+        metavar="CONFIG",
+        help="TOML file or preset name (default: demo)",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override one field, such as local.batch_size=64; may be repeated",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run")
+
+
+def _add_device(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--device-count",
+        type=_positive,
+        metavar="N",
+        help="CPU devices to ask for (default: one per core)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="where compiled programs are kept (default: the user's cache folder)",
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="keep no compiled programs"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return value

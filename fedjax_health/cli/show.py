@@ -1,0 +1,129 @@
+"""Results as tables for a person; text is never read as markup."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+LABELS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "mcc": "MCC",
+    "ece": "ECE",
+    "achieved_far": "achieved false-alarm rate",
+    "mean_delay": "mean delay (steps)",
+    "median_delay": "median delay (steps)",
+}
+
+
+def result(values: Mapping[str, Any], stream: TextIO):
+    """Writes the result of a run: a table of metrics, then everything else.
+
+    Args:
+      values: ``metrics`` (name -> number, or value with low and high) and more.
+      stream: where it goes.
+    """
+    metrics = values.get("metrics", {})
+    lines = [
+        {
+            "metric": LABELS.get(name, name.replace("_", " ")),
+            "value": number(value["value"] if isinstance(value, Mapping) else value),
+            "95 % interval": _interval(value),
+        }
+        for name, value in metrics.items()
+    ]
+    columns = ["metric", "value"]
+    if any(line["95 % interval"] for line in lines):
+        columns.append("95 % interval")
+    if lines:
+        rows(lines, columns, stream)
+    rest = {key: value for key, value in values.items() if key != "metrics"}
+    tree(rest, stream)
+
+
+def rows(values: Sequence[Mapping[str, Any]], columns: Sequence[str], stream: TextIO):
+    """Writes a table.
+
+    Args:
+      values: one mapping a row.
+      columns: its keys, in order.
+      stream: where it goes.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(Text(column), overflow="fold")
+    for row in values:
+        table.add_row(*(Text(number(row.get(column))) for column in columns))
+    _console(stream).print(table)
+
+
+def tree(values: Mapping[str, Any], stream: TextIO):
+    """Writes nested values, one line each.
+
+    Args:
+      values: mappings, lists and single values.
+      stream: where it goes.
+    """
+    console = _console(stream)
+    for key, value in values.items():
+        if isinstance(value, Mapping | list | tuple) and value:
+            branch = Tree(_name(key))
+            _grow(branch, value)
+            console.print(branch)
+        else:
+            console.print(_line(key, value), soft_wrap=True)
+
+
+def number(value: Any) -> str:
+    """Returns a value as text: four decimals for fractions, a dash for none.
+
+    Args:
+      value: anything.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        small = value != 0 and abs(value) < 1e-3
+        return f"{value:.3g}" if small or abs(value) >= 1e5 else f"{value:.4f}"
+    if isinstance(value, Mapping | list | tuple) and not value:
+        return "none"
+    return str(value)
+
+
+def _interval(value: Any) -> str:
+    if not isinstance(value, Mapping) or value.get("low") is None:
+        return ""
+    return f"{number(value['low'])} to {number(value['high'])}"
+
+
+def _grow(branch: Tree, value: Any):
+    items = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
+    for key, item in items:
+        if isinstance(item, Mapping | list | tuple) and item:
+            _grow(branch.add(_name(key)), item)
+        else:
+            branch.add(_line(key, item))
+
+
+def _name(key: Any) -> Text:
+    return Text(str(key).replace("_", " "))
+
+
+def _line(key: Any, value: Any) -> Text:
+    return _name(key).append(": ").append(number(value))
+
+
+def _console(stream: TextIO) -> Console:
+    # A file or pipe has no width; 80 columns would fold paths in the middle.
+    width = None if stream.isatty() else 120
+    return Console(file=stream, width=width, highlight=False)

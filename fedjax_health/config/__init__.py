@@ -1,0 +1,108 @@
+"""Configuration: frozen records, read from TOML, checked, overridden and saved.
+
+No registry and no other string look-up: a slot is a union of records, and ``Custom``
+names a function of your own by ``package.module:function``.
+"""
+
+from fedjax_health.config.common import ConfigError, Custom, Record
+from fedjax_health.config.custom import call_custom, import_target
+from fedjax_health.config.data import (
+    Chronological,
+    Contiguous,
+    DirichletLabels,
+    EpisodeBlocks,
+    HospitalSim,
+    Iid,
+    Natural,
+    QuantitySkew,
+    Scaling,
+    Table,
+    Window,
+    Wustl,
+)
+from fedjax_health.config.federation import (
+    Checkpoint,
+    Evaluation,
+    Fixed,
+    Head,
+    Identity,
+    Mean,
+    Norm,
+    Poisson,
+)
+from fedjax_health.config.learning import (
+    Adam,
+    Bce,
+    Constant,
+    Cosine,
+    Ditto,
+    Exponential,
+    FedAvg,
+    FedProx,
+    Gru,
+    Local,
+    Mlp,
+    Scaffold,
+    ServerAdam,
+    ServerSgd,
+    ServerYogi,
+    Sgd,
+    WarmupCosine,
+)
+from fedjax_health.config.parse import config_hash, load, parse, to_toml, validate
+from fedjax_health.config.presets import preset_names, preset_summary, preset_text
+from fedjax_health.config.top import Config
+
+__all__ = [
+    "Adam",
+    "Bce",
+    "Checkpoint",
+    "Chronological",
+    "Config",
+    "ConfigError",
+    "Constant",
+    "Contiguous",
+    "Cosine",
+    "Custom",
+    "DirichletLabels",
+    "Ditto",
+    "EpisodeBlocks",
+    "Evaluation",
+    "Exponential",
+    "FedAvg",
+    "FedProx",
+    "Fixed",
+    "Gru",
+    "Head",
+    "HospitalSim",
+    "Identity",
+    "Iid",
+    "Local",
+    "Mean",
+    "Mlp",
+    "Natural",
+    "Norm",
+    "Poisson",
+    "QuantitySkew",
+    "Record",
+    "Scaffold",
+    "Scaling",
+    "ServerAdam",
+    "ServerSgd",
+    "ServerYogi",
+    "Sgd",
+    "Table",
+    "WarmupCosine",
+    "Window",
+    "Wustl",
+    "call_custom",
+    "config_hash",
+    "import_target",
+    "load",
+    "parse",
+    "preset_names",
+    "preset_summary",
+    "preset_text",
+    "to_toml",
+    "validate",
+]

@@ -1,0 +1,183 @@
+"""The whole configuration of a run, and the combinations that cannot work."""
+
+from typing import Literal
+
+from fedjax_health.config.common import (
+    BelowOne,
+    ConfigError,
+    Count,
+    Positive,
+    Record,
+)
+from fedjax_health.config.data import (
+    Chronological,
+    Data,
+    HospitalSim,
+    Natural,
+    Partition,
+    Scaling,
+    Split,
+    Window,
+)
+from fedjax_health.config.federation import (
+    Aggregator,
+    Checkpoint,
+    DataAttack,
+    Evaluation,
+    Fixed,
+    Mean,
+    Mechanism,
+    Personal,
+    Sampling,
+    Transform,
+    UpdateAttack,
+)
+from fedjax_health.config.learning import (
+    Algorithm,
+    Bce,
+    Ditto,
+    FedAvg,
+    Gru,
+    Local,
+    Loss,
+    Model,
+    Scaffold,
+    Server,
+    ServerSgd,
+    Sgd,
+)
+
+
+class Config(Record, frozen=True):
+    """A run: data, model, training, federation.
+
+    Attributes:
+      seed: root of everything random.
+      rounds: rounds of training.
+      data: where the data comes from.
+      partition: how rows become clients.
+      split: training, validation and test part.
+      window: what one example is.
+      scaling: standardisation of the features.
+      model: the detector.
+      loss: the training loss.
+      algorithm: the federated algorithm.
+      local: training on the client.
+      server: the server's optimiser.
+      sampling: how the cohort of a round is drawn.
+      dropout: probability that a client of the cohort does not answer.
+      weighting: weight of a message: its client's examples, or the same for all.
+      personal: parameters that stay on the client; none where it is left out.
+      transforms: what happens to a client's message, in order.
+      malicious: share of the clients, or their ids, that attack.
+      data_attack: what malicious clients do to their data.
+      attack: what malicious clients send.
+      aggregator: how the messages of a cohort become one.
+      mechanism: the privacy mechanism.
+      parallelism: clients one after another ("scan") or side by side ("vmap").
+      chunk: clients side by side at a time; a memory budget decides where it is left
+        out.
+      devices: devices to spread clients over; all of them where it is left out.
+      evaluation: when the model is scored.
+      checkpoint: when the state is saved.
+    """
+
+    seed: Count = 0
+    rounds: Positive = 50
+    data: Data = HospitalSim()
+    partition: Partition = Natural()
+    split: Split = Chronological()
+    window: Window = Window()
+    scaling: Scaling = Scaling()
+    model: Model = Gru()
+    loss: Loss = Bce()
+    algorithm: Algorithm = FedAvg()
+    local: Local = Local()
+    server: Server = ServerSgd()
+    sampling: Sampling = Fixed()
+    dropout: BelowOne = 0.0
+    weighting: Literal["examples", "uniform"] = "examples"
+    personal: Personal | None = None
+    transforms: tuple[Transform, ...] = ()
+    malicious: float | tuple[Count, ...] = 0.0
+    data_attack: DataAttack | None = None
+    attack: UpdateAttack | None = None
+    aggregator: Aggregator = Mean()
+    mechanism: Mechanism | None = None
+    parallelism: Literal["auto", "scan", "vmap"] = "auto"
+    chunk: Positive | None = None
+    devices: Positive | None = None
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+
+    def __post_init__(self):
+        for check in (_check_algorithm, _check_clients, _check_mapping, _check_window):
+            check(self)
+
+
+def _check_algorithm(config: Config):
+    match config.algorithm, config.local.optimizer:
+        case Scaffold(), Sgd(momentum=0.0):
+            pass
+        case Scaffold(), Sgd(momentum=momentum):
+            raise ConfigError(
+                f"config: local.optimizer.momentum: {momentum}: scaffold takes the "
+                "mean gradient from the local steps, which momentum bends: set it to 0"
+            )
+        case Scaffold(), _:
+            raise ConfigError(
+                "config: local.optimizer: scaffold corrects gradients and needs plain "
+                "sgd: add --set local.optimizer=sgd, or choose another algorithm"
+            )
+    if config.personal is not None and isinstance(config.algorithm, Scaffold | Ditto):
+        raise ConfigError(
+            "config: personal: personal layers go with fedavg and fedprox, whose "
+            "clients keep nothing else: add --set personal=none, or choose one of these"
+        )
+
+
+def _check_clients(config: Config):
+    malicious = config.malicious
+    if isinstance(malicious, tuple):
+        if len(set(malicious)) < len(malicious):
+            raise ConfigError("config: malicious: a client id occurs twice")
+    elif not 0 <= malicious < 1:
+        raise ConfigError(
+            f"config: malicious: {malicious}: a share of the clients in [0, 1), or a "
+            "list of client ids"
+        )
+    if isinstance(config.partition, Natural):
+        return
+    population = config.partition.num_clients
+    cohort = config.sampling.cohort_size
+    if cohort is not None and cohort > population:
+        raise ConfigError(
+            f"config: sampling.cohort_size: {cohort}: there are only {population} "
+            "clients (partition.num_clients)"
+        )
+    if isinstance(malicious, tuple) and max(malicious, default=0) >= population:
+        raise ConfigError(
+            f"config: malicious: client id {max(malicious)}: ids run from 0 to "
+            f"{population - 1} (partition.num_clients)"
+        )
+
+
+def _check_mapping(config: Config):
+    if config.parallelism == "scan" and (config.chunk or 1) > 1:
+        raise ConfigError(
+            f"config: chunk: {config.chunk}: parallelism scan takes one client at "
+            "a time: leave chunk out, or set parallelism to vmap"
+        )
+
+
+def _check_window(config: Config):
+    if isinstance(config.loss, Bce) and config.loss.burn_in >= config.window.length:
+        raise ConfigError(
+            f"config: loss.burn_in: {config.loss.burn_in}: leaves no step of a window "
+            f"of {config.window.length} (window.length)"
+        )
+    if isinstance(config.model, Gru) and config.window.length < 2:
+        raise ConfigError(
+            "config: window.length: 1: a gru needs windows of 2 steps or more; choose "
+            "--set model=mlp for single rows"
+        )

@@ -1,0 +1,487 @@
+"""What a run leaves on disk, written so that a kill at any moment leaves it usable.
+
+Whole files are replaced atomically (temporary file, fsync, rename, fsync of the
+folder). Lines of a JSONL file are appended; those of rounds after the last good
+checkpoint are dropped on resume.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGES = (
+    "fedjax-health",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "msgspec",
+    "pandas",
+    "pyarrow",
+    "dp-accounting",
+)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+TEMPORARY = ".tmp"
+
+StrPath = str | os.PathLike[str]
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used; the text names it and the way out."""
+
+
+class RunFolder(NamedTuple):
+    """Where each part of a run lies.
+
+    Attributes:
+      root: the folder itself.
+      config: the resolved configuration, TOML.
+      environment: versions and machine, JSON.
+      metrics: one line a round, without wall times, JSONL.
+      timings: one line a round, wall times, JSONL.
+      result: the final metrics, JSON.
+      preprocessing: the fitted scalers, NPZ.
+      predictions: scores of the test part, Parquet.
+      checkpoints: folder of the saved states.
+      lock: held by the process that runs or resumes.
+    """
+
+    root: Path
+    config: Path
+    environment: Path
+    metrics: Path
+    timings: Path
+    result: Path
+    preprocessing: Path
+    predictions: Path
+    checkpoints: Path
+    lock: Path
+
+
+class Progress(NamedTuple):
+    """What a run tells while it runs; every entry is called by keyword.
+
+    Attributes:
+      on_start: ``(*, total_rounds, first_round=0)``; first_round is above 0 on resume.
+      on_round: ``(*, round, loss, clients_per_s=None, validation=None)``; round counts
+        rounds done, from 1.
+      on_message: ``(text)``, for anything else that a person should read.
+      on_end: ``()``, also after an error.
+    """
+
+    on_start: Callable[..., None]
+    on_round: Callable[..., None]
+    on_message: Callable[[str], None]
+    on_end: Callable[[], None]
+
+
+def _ignore(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+SILENT = Progress(_ignore, _ignore, _ignore, _ignore)
+
+
+def run_folder(root: StrPath) -> RunFolder:
+    """Returns the paths of a run folder; touches nothing.
+
+    Args:
+      root: the folder.
+    """
+    root = Path(root)
+    return RunFolder(
+        root=root,
+        config=root / "config.toml",
+        environment=root / "environment.json",
+        metrics=root / "metrics.jsonl",
+        timings=root / "timings.jsonl",
+        result=root / "result.json",
+        preprocessing=root / "preprocessing.npz",
+        predictions=root / "predictions.parquet",
+        checkpoints=root / "checkpoints",
+        lock=root / ".lock",
+    )
+
+
+def check_unused(root: StrPath):
+    """Refuses an output folder in use.
+
+    Args:
+      root: the folder; it may be absent or empty.
+
+    Raises:
+      RunFolderError: if it is a file or holds anything.
+    """
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise RunFolderError(f"{root}: is a file; name a folder (--out FOLDER)")
+    if root.is_dir() and any(entry.name != ".lock" for entry in root.iterdir()):
+        way_out = (
+            f"go on with it (fedjax-health resume {root})"
+            if run_folder(root).config.is_file()
+            else "empty it"
+        )
+        raise RunFolderError(
+            f"{root}: output folder in use: {way_out} or name another (--out FOLDER)"
+        )
+
+
+def create_folder(root: StrPath) -> RunFolder:
+    """Creates an output folder.
+
+    Args:
+      root: the folder; it may be absent or empty.
+
+    Returns:
+      Its paths.
+
+    Raises:
+      RunFolderError: if it is in use or cannot be created.
+    """
+    check_unused(root)
+    folder = run_folder(root)
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{root}: cannot be created: {error.strerror}") from error
+    return folder
+
+
+def open_folder(root: StrPath) -> RunFolder:
+    """Returns the paths of a folder that a run has left.
+
+    Args:
+      root: the folder.
+
+    Raises:
+      RunFolderError: if there is no run in it.
+    """
+    folder = run_folder(root)
+    if not folder.root.is_dir():
+        raise RunFolderError(f"{root}: no such folder")
+    if not folder.config.is_file():
+        raise RunFolderError(f"{root}: holds no run: config.toml is missing")
+    return folder
+
+
+def default_folder(name: str, seed: int, *, base: StrPath = "runs") -> Path:
+    """Returns the first free one of ``base/name-seed``, ``base/name-seed-2``, ...
+
+    Args:
+      name: of the preset or configuration file.
+      seed: of the run.
+      base: folder that holds the runs.
+    """
+    first = Path(base) / f"{name}-{seed}"
+    folder, number = first, 1
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Holds a run folder for this process; the system frees it when the process dies.
+
+    Temporary files that a killed process left in the folder are removed.
+
+    Args:
+      folder: an existing folder.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      RunFolderError: if another process holds it.
+    """
+    with clear_errors(folder.lock), open(folder.lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(
+                f"{folder.root}: another process runs in this folder: wait for it, end "
+                "it, or name another (--out FOLDER)"
+            ) from error
+        for leftover in folder.root.glob(f".*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def require_free_space(folder: StrPath, num_bytes: int):
+    """Refuses to start on a disk that is too small.
+
+    Args:
+      folder: a folder, or one that will be created.
+      num_bytes: bytes that the run will write.
+
+    Raises:
+      RunFolderError: with the free and the needed size.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise RunFolderError(
+            f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB "
+            "are free: free some space, or name a folder on another disk (--out FOLDER)"
+        )
+
+
+@contextlib.contextmanager
+def clear_errors(path: StrPath) -> Iterator[None]:
+    """Turns a full disk into one clear line.
+
+    Args:
+      path: what is being written, for the message.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      RunFolderError: in place of an OSError that says that the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise RunFolderError(
+            f"{path}: the disk is full: free some space, then resume the run"
+        ) from error
+
+
+def write_bytes(path: StrPath, data: bytes):
+    """Replaces a file atomically.
+
+    Args:
+      path: the file; its folder exists.
+      data: its new content.
+
+    Raises:
+      RunFolderError: if the disk is full; the old file then stands as it was.
+    """
+    path = Path(path)
+    with clear_errors(path):
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
+        )
+        try:
+            with open(handle, "wb") as file:
+                # mkstemp gives 0600; a run folder is as readable as any other file.
+                os.fchmod(handle, 0o644)
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: StrPath, text: str):
+    """Replaces a text file atomically; see ``write_bytes``.
+
+    Args:
+      path: the file; its folder exists.
+      text: its new content, written as UTF-8.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: StrPath, value: Any):
+    """Replaces a JSON file atomically; NaN and infinities become null.
+
+    Args:
+      path: the file; its folder exists.
+      value: anything that ``canonical_json`` takes.
+    """
+    write_bytes(path, (canonical_json(value) + "\n").encode())
+
+
+def write_npz(path: StrPath, arrays: Mapping[str, Any]):
+    """Replaces an NPZ file atomically; nothing is pickled.
+
+    Args:
+      path: the file; its folder exists.
+      arrays: name -> array.
+    """
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def sync_folder(folder: StrPath):
+    """Makes renames inside a folder durable.
+
+    Args:
+      folder: an existing folder.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: StrPath) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits.
+
+    Args:
+      path: the file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any, *, non_finite: str = "null") -> str:
+    """Writes JSON in one form: sorted keys, no spaces, floats that read back exactly.
+
+    Args:
+      value: dicts, lists, tuples, text, numbers, None; NumPy and JAX scalars and
+        arrays become numbers and lists.
+      non_finite: "null" writes NaN and infinities as null, "refuse" raises.
+
+    Returns:
+      One line.
+
+    Raises:
+      ValueError: for a number that is not finite, if refused.
+    """
+    tree = _plain(value, non_finite == "null")
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def append_jsonl(path: StrPath, rows: Iterable[Any], *, durable: bool = False):
+    """Appends lines and hands them to the system before it returns.
+
+    Args:
+      path: the file; created where absent.
+      rows: one object a line.
+      durable: also wait for the disk (a power cut, not only a kill).
+
+    Raises:
+      RunFolderError: if the disk is full.
+    """
+    text = "".join(canonical_json(row) + "\n" for row in rows)
+    with clear_errors(path), open(path, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def read_jsonl(path: StrPath) -> list[Any]:
+    """Reads a JSONL file; a last line that a kill has cut short is left out.
+
+    Args:
+      path: the file; an absent one has no lines.
+
+    Returns:
+      One object a line.
+
+    Raises:
+      RunFolderError: if any other line is not JSON.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    rows = []
+    # What follows the last newline was never finished, even if it happens to parse.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise RunFolderError(f"{path}: line {number} is damaged") from error
+    return rows
+
+
+def truncate_jsonl(path: StrPath, keep: Callable[[Any], bool]) -> int:
+    """Drops lines atomically, such as those of rounds after the last checkpoint.
+
+    Args:
+      path: the file; an absent one stays absent.
+      keep: says of each object whether it stays.
+
+    Returns:
+      Lines that stay.
+
+    Raises:
+      RunFolderError: if a line other than the last is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]
+    kept = [
+        line for line, row in zip(lines, read_jsonl(path), strict=True) if keep(row)
+    ]
+    # Lines are copied as they stand, so that what stays keeps its bytes.
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    return len(kept)
+
+
+def environment(**extra: Any) -> dict[str, Any]:
+    """Returns what a result may depend on beside its configuration.
+
+    Args:
+      **extra: further entries, such as devices.
+
+    Returns:
+      Versions, platform and processors; no host name, user or path.
+    """
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "usable_cpus": len(affinity(0)) if affinity else os.cpu_count(),
+        "packages": versions,
+        **extra,
+    }
+
+
+def _plain(value: Any, null: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, null) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, null) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), null)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        if null:
+            return None
+        raise ValueError(f"{value} has no place in JSON")
+    return value
