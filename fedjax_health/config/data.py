@@ -237,11 +237,11 @@ class Scaling(Record, frozen=True):
 
     Attributes:
       scope: fitted in each client by itself, or once over all of them.
-      clip: scaled values are cut to plus and minus this; never where it is left out.
+      clip: bound on the magnitude of a scaled value, in standard deviations.
     """
 
     scope: Literal["client", "pooled"] = "client"
-    clip: AboveZero | None = None
+    clip: AboveZero = 8.0
 
 
 def _check_shares(shares: tuple[float, ...]):
