@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from fedjax_health.core.message import Message
 
@@ -24,6 +25,7 @@ Batch = Any
 Outputs = Any
 Metrics = dict[str, jax.Array]
 Key = jax.Array
+AnyArray = jax.Array | np.ndarray
 
 
 class Model(NamedTuple):
@@ -67,8 +69,8 @@ class Examples:
         example of a windowed store has a time axis of this length.
     """
 
-    rows: dict[str, jax.Array]
-    starts: jax.Array | None = None
+    rows: dict[str, Any]
+    starts: Any = None
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
@@ -77,16 +79,17 @@ class ClientBatches(NamedTuple):
 
     Attributes:
       num_examples: int32 ``[cohort]``; 0 for an empty slot.
-      num_steps: int32 ``[cohort]``, local steps.
+      num_steps: int32 ``[cohort]``, the most local steps that the client can take (a
+        straggler's budget); ``2**31 - 1`` where the plan alone decides.
       index: int32 ``[cohort]``, the position of each client's first example in
         ``arrays``; its others follow.
       arrays: the resident store, the same in every round, or the examples of this
         cohort alone when the store is memory-mapped.
     """
 
-    num_examples: jax.Array
-    num_steps: jax.Array
-    index: jax.Array
+    num_examples: AnyArray
+    num_steps: AnyArray
+    index: AnyArray
     arrays: Examples
 
 
@@ -101,10 +104,10 @@ class Cohort(NamedTuple):
       batches: where their examples lie.
     """
 
-    client_ids: jax.Array
-    mask: jax.Array
-    weights: jax.Array
-    malicious: jax.Array
+    client_ids: AnyArray
+    mask: AnyArray
+    weights: AnyArray
+    malicious: AnyArray
     batches: ClientBatches
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -152,30 +153,34 @@ def _set_aside(path: Path) -> None:
     os.replace(path, place / f"{path.name}-{number}")
 
 
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _flat(tree: Any) -> dict[str, np.ndarray | jax.Array]:
     """Returns path -> array: no structure that orbax would have to know."""
     flat = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if _is_key(leaf):
             leaf = jax.random.key_data(leaf)
         flat[jax.tree_util.keystr(path)] = leaf
     return flat
 
 
 def _read(path: Path, target: Any) -> Any:
-    flat = jax.eval_shape(_flat, target)
+    flat: dict[str, Any] = jax.eval_shape(_flat, target)
     leaves = jax.tree.leaves(target)
     # Keys come back through their data; everything else goes where the target lies.
     abstract = {
         name: jax.ShapeDtypeStruct(
             shape.shape, shape.dtype, sharding=getattr(leaf, "sharding", None)
         )
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not _is_key(leaf)
         else jax.ShapeDtypeStruct(shape.shape, shape.dtype)
         for (name, shape), leaf in zip(flat.items(), leaves, strict=True)
     }
     checkpointer = ocp.StandardCheckpointer()
-    saved = checkpointer.metadata(path / "default").item_metadata
+    saved: Any = checkpointer.metadata(path / "default").item_metadata
     shapes = {name: tuple(entry.shape) for name, entry in dict(saved).items()}
     wanted = {name: tuple(entry.shape) for name, entry in abstract.items()}
     if shapes != wanted:
@@ -192,10 +197,10 @@ def _read(path: Path, target: Any) -> Any:
 
     def back(name: str, leaf: Any) -> Any:
         value = restored[name]
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if not _is_key(leaf):
             return value
         key = jax.random.wrap_key_data(
-            jax.numpy.asarray(np.asarray(value)), impl=jax.random.key_impl(leaf)
+            jnp.asarray(np.asarray(value)), impl=jax.random.key_impl(leaf)
         )
         sharding = getattr(leaf, "sharding", None)
         return key if sharding is None else jax.device_put(key, sharding)

@@ -111,7 +111,7 @@ def resolve_mapping(
     return Mapping(chunk, blocks, math.ceil(chunks / blocks), mesh)
 
 
-def _chunk_budget(device: jax.Device, client_bytes: int) -> int:
+def _chunk_budget(device, client_bytes: int) -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     limit = (stats or {}).get("bytes_limit", 4 << 30)
     return max(1, int(limit * CHUNK_MEMORY_SHARE / max(client_bytes, 1)))

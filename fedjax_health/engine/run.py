@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from fedjax_health.core.types import Cohort, FederatedAlgorithm, Metrics, RoundState
+from fedjax_health.core.types import Cohort, FederatedAlgorithm, RoundState
 
 OnSegment = Callable[[RoundState, dict[str, np.ndarray]], bool | None]
 
@@ -22,7 +22,7 @@ def run_rounds(
     *,
     on_segment: OnSegment | None = None,
     segment: int | None = None,
-) -> tuple[RoundState, Metrics]:
+) -> tuple[RoundState, dict[str, np.ndarray]]:
     """Runs rounds one after the other.
 
     The cohort of the next round is prepared while the devices train this one.

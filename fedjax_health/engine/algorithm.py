@@ -1,0 +1,285 @@
+"""``build_algorithm``: a checked plan becomes ``init`` and a compiled ``step``."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from fedjax_health.client import LocalAlgorithm
+from fedjax_health.core import trees
+from fedjax_health.core.message import CompositionError
+from fedjax_health.core.types import (
+    BoundMechanism,
+    Cohort,
+    FederatedAlgorithm,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+    RoundState,
+    Sampling,
+)
+from fedjax_health.engine.devices import available_memory
+from fedjax_health.engine.parallel import Mapping, ParallelismName, resolve_mapping
+from fedjax_health.engine.plan import (
+    RoundPlan,
+    check_plan,
+    personal_leaves,
+    shared_leaves,
+)
+from fedjax_health.engine.round import compiled_step
+from fedjax_health.engine.structure import Structure
+
+
+def build_algorithm(
+    loss_fn: LossFn,
+    plan: RoundPlan,
+    *,
+    abstract_params: Params,
+    population: int,
+    cohort_size: int,
+    sampling: Sampling | None = None,
+    parallelism: ParallelismName | int = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+) -> FederatedAlgorithm:
+    """Turns a plan into a federated algorithm.
+
+    Args:
+      loss_fn: ``(params, batch, key) -> (loss, metrics)``.
+      plan: what fills each stage.
+      abstract_params: the parameters, or their shapes (``jax.eval_shape``).
+      population: number of clients.
+      cohort_size: slots of a cohort.
+      sampling: how cohorts are drawn; a fixed size by default. A mechanism's noise and
+        denominator rest on it.
+      parallelism: "auto", "scan", "vmap" or a chunk size.
+      mesh: one-dimensional with axis "clients"; None takes all devices.
+
+    Returns:
+      ``FederatedAlgorithm(init, step, message, parallelism)``.
+
+    Raises:
+      CompositionError: if the stages must not be combined, or would not fit in memory.
+      ValueError: for sizes that do not fit one another.
+    """
+    if cohort_size < 1:
+        raise ValueError(f"cohort_size must be 1 or more, not {cohort_size}")
+    if cohort_size > population:
+        raise ValueError(
+            f"a cohort of {cohort_size} clients is larger than the population of "
+            f"{population}: lower the cohort size to {population} or less"
+        )
+    if sampling is None:
+        sampling = Sampling("fixed", population=population, expected=cohort_size)
+    if sampling.population != population or sampling.cohort_size != cohort_size:
+        raise ValueError(
+            f"sampling draws {sampling.cohort_size} of {sampling.population} clients, "
+            f"but the algorithm is built for {cohort_size} of {population}"
+        )
+    abstract_params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_params
+    )
+    checked = check_plan(
+        plan,
+        abstract_params=abstract_params,
+        cohort_size=cohort_size,
+        sampling=sampling,
+    )
+    param_bytes = trees.num_bytes(abstract_params)
+    mapping = resolve_mapping(
+        parallelism, cohort_size=cohort_size, client_bytes=6 * param_bytes, mesh=mesh
+    )
+    memory = functools.partial(_client_memory, plan, checked.transform)
+    stacked = plan.attack is not None or not plan.aggregator.linear
+    _check_memory(
+        table_bytes=trees.num_bytes(jax.eval_shape(memory, abstract_params)),
+        stack_bytes=3 * param_bytes if stacked else 0,
+        population=population,
+        cohort_size=cohort_size,
+        num_devices=mapping.num_devices,
+    )
+    algorithm: LocalAlgorithm = plan.local.algorithm
+    structure = Structure(
+        loss_fn=loss_fn,
+        run=algorithm.run,
+        reduce_algorithm=algorithm.reduce,
+        optimizer=plan.local.optimizer.structure,
+        by_epochs=plan.local.epochs is not None,
+        batch_size=plan.local.batch_size,
+        data_attack=plan.data_attack,
+        transform=checked.transform.update,
+        reduce_transform=checked.transform.reduce,
+        forge=plan.attack.forge if plan.attack else None,
+        aggregate=plan.aggregator.update,
+        linear=plan.aggregator.linear,
+        mechanism=_mechanism_functions(checked.mechanism),
+        bound=checked.bound if checked.mechanism else None,
+        server_optimizer=plan.server_optimizer.structure,
+        weighting=plan.weighting,
+        personal=plan.personal,
+        has_root=plan.root_batches is not None,
+        mapping=mapping,
+    )
+    compiled = compiled_step(structure)
+    place = _placement(mapping)
+
+    def init(key: Key, params: Params) -> RoundState:
+        _check_params(params, abstract_params)
+        shared_params = shared_leaves(plan.personal, params)
+        server = plan.server_optimizer.structure.build(
+            plan.server_optimizer.leaves(), jnp.int32(0)
+        )
+        state = RoundState(
+            round=jnp.int32(0),
+            params=jax.tree.map(jnp.array, params),
+            hyper={
+                "local": plan.local.optimizer.leaves(),
+                "passes": jnp.int32(plan.local.epochs or plan.local.steps),
+                "server": plan.server_optimizer.leaves(),
+                "dropout": jnp.float32(plan.dropout),
+                "population": jnp.float32(population),
+                "expected": jnp.float32(sampling.expected),
+            },
+            server=server.init(shared_params),
+            shared={
+                "algorithm": algorithm.init_server(params),
+                "transform": checked.transform.init_server(shared_params),
+            },
+            aggregator=plan.aggregator.init(shared_params),
+            mechanism=(
+                checked.mechanism.init(shared_params) if checked.mechanism else ()
+            ),
+            attack=(
+                {
+                    "state": plan.attack.init(shared_params),
+                    "previous": trees.zeros_like(shared_params),
+                }
+                if plan.attack
+                else ()
+            ),
+            clients=jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (population, *x.shape)), memory(params)
+            ),
+            key=key,
+        )
+        # One buffer per leaf: a donated state must not hold the same buffer twice.
+        return place(jax.tree.map(lambda x: jnp.array(x, copy=True), state))
+
+    resident = _Resident(place)
+
+    def step(state: RoundState, cohort: Cohort) -> tuple[RoundState, Metrics]:
+        return compiled(state, resident.place(cohort), plan.root_batches)
+
+    return FederatedAlgorithm(init, step, checked.message, mapping.describe())
+
+
+def _client_memory(plan: RoundPlan, transform, params: Params) -> dict[str, Any]:
+    """Returns what one client remembers between its rounds."""
+    return {
+        "algorithm": plan.local.algorithm.init(params),
+        "transform": transform.init(shared_leaves(plan.personal, params)),
+        "personal": personal_leaves(plan.personal, params),
+    }
+
+
+def client_params(algorithm: LocalAlgorithm, state: RoundState, client: int) -> Params:
+    """Returns the model that a client uses: its own where it has one.
+
+    Args:
+      algorithm: the plan's local algorithm.
+      state: the run's state.
+      client: the client's id.
+
+    Returns:
+      Ditto's personal model, else the global model with the client's personal leaves.
+    """
+    row = trees.take_row(state.clients, jnp.int32(client))
+    if algorithm.personal_model is not None:
+        return algorithm.personal_model(row["algorithm"])
+    return trees.join(row["personal"], state.params)
+
+
+def _mechanism_functions(mechanism: BoundMechanism | None):
+    if mechanism is None:
+        return None
+    return (mechanism.client, mechanism.group, mechanism.server)
+
+
+def _check_params(params: Params, abstract_params: Params) -> None:
+    expected, got = jax.tree.structure(abstract_params), jax.tree.structure(params)
+    if expected != got:
+        raise ValueError(
+            f"params have the structure {got}, but the algorithm was built for "
+            f"{expected}"
+        )
+    names = trees.path_names(params)
+    pairs = zip(
+        names, jax.tree.leaves(params), jax.tree.leaves(abstract_params), strict=True
+    )
+    for name, x, abstract in pairs:
+        if x.shape != abstract.shape or x.dtype != abstract.dtype:
+            raise ValueError(
+                f"params leaf {name} is {x.dtype}{list(x.shape)}, but the algorithm "
+                f"was built for {abstract.dtype}{list(abstract.shape)}"
+            )
+
+
+def _check_memory(
+    *,
+    table_bytes: int,
+    stack_bytes: int,
+    population: int,
+    cohort_size: int,
+    num_devices: int,
+) -> None:
+    free = available_memory()
+    if free is None or jax.default_backend() != "cpu":
+        return
+    table = table_bytes * population * num_devices
+    if table > free:
+        raise CompositionError(
+            f"the clients' memory takes {table / 2**30:.1f} GiB for a population of "
+            f"{population:,} on {num_devices} device(s), and {free / 2**30:.1f} GiB "
+            f"are free: at most {free // (table_bytes * num_devices):,} clients fit"
+        )
+    stack = stack_bytes * cohort_size * num_devices
+    if stack > free - table:
+        largest = (free - table) // (stack_bytes * num_devices)
+        raise CompositionError(
+            f"stacking the messages of {cohort_size:,} clients takes "
+            f"{stack / 2**30:.1f} GiB and {(free - table) / 2**30:.1f} GiB are free: "
+            f"the largest cohort that fits is {largest:,}"
+        )
+
+
+def _placement(mapping: Mapping) -> Callable[[Any], Any]:
+    """Returns the function that puts a tree onto every device of the mapping."""
+    if mapping.mesh is None:
+        return lambda tree: tree
+    everywhere = jax.sharding.NamedSharding(mapping.mesh, PartitionSpec())
+
+    def place(tree):
+        return jax.device_put(tree, everywhere)
+
+    return place
+
+
+class _Resident:
+    """Puts a resident store onto the devices once rather than in every round."""
+
+    def __init__(self, place: Callable[[Any], Any]):
+        self._place = place
+        self._seen: Any = None
+        self._placed: Any = None
+
+    def place(self, cohort: Cohort) -> Cohort:
+        examples = cohort.batches.arrays
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(examples)):
+            return cohort
+        if examples is not self._seen:
+            self._placed, self._seen = self._place(examples), examples
+        return cohort._replace(batches=cohort.batches._replace(arrays=self._placed))
