@@ -108,13 +108,12 @@ def generate(options: argparse.Namespace) -> Outcome:
     """Writes the embedded data to a file, and a configuration that reads it.
 
     Args:
-      options: config, overrides, seed, out and oracle.
+      options: config, overrides, seed, out and the device options.
 
     Returns:
       The file, its size and its configuration.
     """
-    from fedjax_health.cli.generate import check_output, write_dataset
-    from fedjax_health.config import ConfigError, HospitalSim
+    from fedjax_health.config import ConfigError, HospitalSim, simulation_settings
 
     config = _load(options)
     if not isinstance(config.data, HospitalSim):
@@ -122,13 +121,13 @@ def generate(options: argparse.Namespace) -> Outcome:
             "config: data: generate writes the embedded data only: "
             "add --set data=hospital_sim"
         )
+    from fedjax_health.cli.generate import check_output, write_simulation
+
     default = f"{config_name(options.config)}-{config.seed}.parquet"
     path = check_output(options.out or default)
-
-    from fedjax_health.build import build_dataset
-
-    dataset = build_dataset(config)
-    result = write_dataset(dataset, path, oracle=options.oracle)
+    _prepare(options, config.devices)
+    settings = simulation_settings(config.data)
+    result = write_simulation(settings, config.seed, path)
     return Outcome(result, lambda stream: _show().tree(result, stream))
 
 

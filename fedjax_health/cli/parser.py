@@ -49,13 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--out",
         metavar="FILE",
-        help="file ending in .csv, .csv.gz or .parquet (default: CONFIG-SEED.parquet)",
+        help="file ending in .csv or .parquet (default: CONFIG-SEED.parquet)",
     )
-    generate.add_argument(
-        "--oracle",
-        action="store_true",
-        help="add the oracle's score, which knows how the data was made",
-    )
+    _add_device(generate)
 
     presets = _add(commands, "presets", "list the ready configurations, or print one")
     presets.add_argument("name", nargs="?", metavar="NAME", help="print this one")

@@ -51,6 +51,7 @@ from fedjax_health.config.learning import (
 )
 from fedjax_health.config.parse import config_hash, load, parse, to_toml, validate
 from fedjax_health.config.presets import preset_names, preset_summary, preset_text
+from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
 
 __all__ = [
@@ -103,6 +104,7 @@ __all__ = [
     "preset_names",
     "preset_summary",
     "preset_text",
+    "simulation_settings",
     "to_toml",
     "validate",
 ]

@@ -49,7 +49,7 @@ class HospitalSim(Record, frozen=True, tag_field="kind", tag="hospital_sim"):
     missing: bool | None = None
     shift: bool | None = None
     imbalance: bool | None = None
-    modalities: tuple[str, ...] = ()
+    modalities: tuple[Literal["iot", "emr"], ...] = ()
 
     def __post_init__(self):
         for name in ("departments", "patients_per_hospital"):

@@ -44,11 +44,11 @@ class Head(Record, frozen=True, tag_field="kind", tag="head"):
       paths: globs of parameter paths, parts joined by "/", that stay on the client.
     """
 
-    paths: tuple[str, ...] = ("*head*",)
+    paths: tuple[str, ...] = ("head/*",)
 
     def __post_init__(self):
         if not self.paths:
-            raise ValueError("paths is empty: name a parameter, such as ['*head*']")
+            raise ValueError("paths is empty: name a parameter, such as ['head/*']")
 
 
 class Norm(Record, frozen=True, tag_field="kind", tag="norm"):

@@ -19,19 +19,27 @@ class Gru(Record, frozen=True, tag_field="kind", tag="gru"):
 
     Attributes:
       hidden: units of the recurrent layer.
+      dropout: share of hidden states dropped before the head during training.
+      norm: whether a linear layer with a LayerNorm comes first.
     """
 
     hidden: Positive = 48
+    dropout: BelowOne = 0.0
+    norm: bool = False
 
 
 class Mlp(Record, frozen=True, tag_field="kind", tag="mlp"):
-    """A multilayer perceptron on every row by itself.
+    """A multilayer perceptron on single rows, or on each step of a window.
 
     Attributes:
       hidden: units of each hidden layer; empty for logistic regression.
+      dropout: share of hidden units dropped during training.
+      norm: whether each hidden layer has a LayerNorm.
     """
 
-    hidden: tuple[Positive, ...] = (64, 64)
+    hidden: tuple[Positive, ...] = (128, 64)
+    dropout: BelowOne = 0.0
+    norm: bool = False
 
 
 Model = Gru | Mlp | Custom

@@ -8,6 +8,7 @@ from fedjax_health.config.common import (
     Count,
     Positive,
     Record,
+    Seed,
 )
 from fedjax_health.config.data import (
     Chronological,
@@ -27,6 +28,7 @@ from fedjax_health.config.federation import (
     Fixed,
     Mean,
     Mechanism,
+    Norm,
     Personal,
     Sampling,
     Transform,
@@ -40,6 +42,7 @@ from fedjax_health.config.learning import (
     Gru,
     Local,
     Loss,
+    Mlp,
     Model,
     Scaffold,
     Server,
@@ -82,7 +85,7 @@ class Config(Record, frozen=True):
       checkpoint: when the state is saved.
     """
 
-    seed: Count = 0
+    seed: Seed = 0
     rounds: Positive = 50
     data: Data = HospitalSim()
     partition: Partition = Natural()
@@ -134,6 +137,12 @@ def _check_algorithm(config: Config):
             "config: personal: personal layers go with fedavg and fedprox, whose "
             "clients keep nothing else: add --set personal=none, or choose one of these"
         )
+    match config.personal, config.model:
+        case Norm(), (Gru(norm=False) | Mlp(norm=False)):
+            raise ConfigError(
+                "config: personal: norm: the model has no normalisation layer: add "
+                "--set model.norm=true"
+            )
 
 
 def _check_clients(config: Config):

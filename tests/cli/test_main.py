@@ -148,7 +148,7 @@ def test_presets_are_listed_and_printed(capsys):
         (("plan", "--set", "round=2"), "did you mean rounds"),
         (("resume", "absent"), "no such folder"),
         (("presets", "demoo"), "did you mean demo"),
-        (("generate", "--out", "x.txt"), "must end in .csv"),
+        (("generate", "--out", "x.txt"), "must end in .csv or .parquet"),
         (("generate", "--out", "absent/x.csv"), "does not exist"),
         (("generate", "--config", "wustl", "--set", "data.path=x"), "embedded data"),
     ],
