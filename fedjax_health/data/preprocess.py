@@ -9,8 +9,9 @@ which is what a secure sum of these would reveal and no more.
 import io
 import json
 import os
-import tempfile
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,20 @@ from fedjax_health.data.schema import DataError, Dataset
 _FORMAT = "fedjax_health scaler 1"
 # Rows that are scaled at once: bounds the float64 copies.
 _CHUNK = 65_536
+# What zipfile, zlib, NumPy and json raise on bytes that are not theirs.
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Scaler(NamedTuple):
@@ -224,20 +239,15 @@ def save_scaler(scaler: Scaler, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     file = Path(path)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be written: {error.strerror or error}"
-        ) from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(buffer.getvalue())
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).replace(file)
+        temporary.replace(file)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{file} cannot be written: {error.strerror or error}"
         ) from None
@@ -281,9 +291,7 @@ def load_scaler(path: str | os.PathLike[str]) -> Scaler:
         raise
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise DataError(f"{file} is no scaler or is damaged ({error})") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{file} is no scaler or is damaged ({error})") from None
     _check_arrays(scaler, str(file))
     return scaler
