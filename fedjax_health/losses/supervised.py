@@ -51,8 +51,8 @@ def masked_bce(
 def _build(model: Model, positive_weight: float, burn_in: int) -> LossFn:
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
         logits = model.apply(params, batch, key=key)
-        label = batch["label"].astype(logits.dtype)
         weight = step_weight(batch, logits, burn_in=burn_in)
+        label = batch["label"].astype(logits.dtype)
         # -log p = softplus(z) - z and -log(1 - p) = softplus(z)
         each = (1 + (positive_weight - 1) * label) * jax.nn.softplus(logits)
         each -= positive_weight * label * logits
