@@ -173,6 +173,11 @@ def test_missing_values_are_allowed_only_when_told(tmp_path):
     np.testing.assert_array_equal(
         data.features["features"], np.float32([[1], [np.nan], [np.nan]])
     )
+    assert data.masked == {"features"}
+    whole = write(tmp_path, "a,y\n1,0\n2,1\n", "whole.csv")
+    assert load_table(whole, ColumnRoles(label="y")).masked == frozenset()
+    allowed = ColumnRoles(label="y", allow_missing=True)
+    assert load_table(whole, allowed).masked == {"features"}
     # A question mark is not a known way to write "no value".
     assert "line 4, column 'b': '?'" in refused(path, drop=("a",), allow_missing=True)
 

@@ -60,7 +60,8 @@ class ColumnRoles(
         let pandas infer it.
       drop: columns that must not be used, such as identifiers.
       modalities: name -> numeric columns, or "rest" for all columns without a role.
-      allow_missing: whether a feature may be empty (it is then NaN, not observed).
+      allow_missing: whether a feature may be empty (it is then NaN, not observed);
+        all modalities are then masked ones.
       delimiter: the character between the cells of a CSV.
 
     Raises:
@@ -468,6 +469,8 @@ def _build(
         client_names=client_names,
         entity=entity[order],
         time=time[order],
+        # By the roles, not by the values: a model must fit the next file too.
+        masked=frozenset(modalities) if roles.allow_missing else frozenset(),
     )
 
 
