@@ -396,6 +396,21 @@ def append_jsonl(path: StrPath, rows: Iterable[Any], *, durable: bool = False):
             os.fsync(file.fileno())
 
 
+def read_json(path: StrPath) -> Any:
+    """Reads a JSON file.
+
+    Args:
+      path: the file.
+
+    Raises:
+      RunFolderError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from error
+
+
 def read_jsonl(path: StrPath) -> list[Any]:
     """Reads a JSONL file; a last line that a kill has cut short is left out.
 

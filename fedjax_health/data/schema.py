@@ -70,6 +70,31 @@ def take_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
     )
 
 
+def select_modalities(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """Returns the dataset with the named modalities alone, in that order.
+
+    Args:
+      dataset: the rows.
+      names: which; none for all.
+
+    Raises:
+      DataError: for a modality that the data does not have.
+    """
+    if not names:
+        return dataset
+    unknown = [name for name in names if name not in dataset.features]
+    if unknown:
+        raise DataError(
+            f"the data has no modality {unknown[0]!r}: it has "
+            f"{', '.join(dataset.features)}"
+        )
+    return dataset._replace(
+        features={name: dataset.features[name] for name in names},
+        feature_names={name: dataset.feature_names[name] for name in names},
+        masked=dataset.masked & set(names),
+    )
+
+
 def segment_starts(dataset: Dataset) -> np.ndarray:
     """Returns the first row of every run of one entity of one client, int64."""
     if dataset.num_rows == 0:

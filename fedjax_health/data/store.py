@@ -96,7 +96,6 @@ def from_arrays(
 def from_dataset(
     dataset: Dataset,
     *,
-    modalities: tuple[str, ...] | None = None,
     window: int | None = None,
     stride: int = 1,
     pad: bool = False,
@@ -109,7 +108,6 @@ def from_dataset(
 
     Args:
       dataset: scaled features; NaN marks a missing value.
-      modalities: which, in which order; None for all.
       window: time steps of one example, or None for one row.
       stride: rows between the starts of two windows of one stream.
       pad: whether every row ends a window, those at the start of a stream being
@@ -120,13 +118,13 @@ def from_dataset(
       A store; windows never cross two streams.
 
     Raises:
-      DataError: for an unknown modality or sizes out of range.
+      DataError: for sizes out of range.
     """
     if window is not None and window < 1:
         raise DataError(f"window must be 1 step or more, not {window}")
     if stride < 1:
         raise DataError(f"stride must be 1 row or more, not {stride}")
-    x = assemble(dataset, modalities)
+    x = assemble(dataset)
     label = dataset.label.astype(np.float32)
     clients = np.arange(dataset.num_clients + 1)
     if window is None:
@@ -168,16 +166,17 @@ def from_dataset(
     return ClientStore(rows, starts, window, offsets, dataset.client_names)
 
 
-def assemble(dataset: Dataset, modalities: tuple[str, ...] | None = None) -> np.ndarray:
+def assemble(dataset: Dataset) -> np.ndarray:
     """Returns the model's input ``[rows, features]``, float32, without NaN.
 
     The columns depend on the modalities' declared missingness alone: see
     ``input_names``.
+
+    Raises:
+      DataError: for a missing value in a modality that was declared complete.
     """
-    chosen = _modalities(dataset, modalities)
     parts = []
-    for name in chosen:
-        values = dataset.features[name]
+    for name, values in dataset.features.items():
         missing = np.isnan(values)
         parts.append(np.where(missing, np.float32(0), values).astype(np.float32))
         if name in dataset.masked:
@@ -191,28 +190,20 @@ def assemble(dataset: Dataset, modalities: tuple[str, ...] | None = None) -> np.
     return np.concatenate(parts, axis=1)
 
 
-def input_names(
-    dataset: Dataset, modalities: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
+def assembled_width(dataset: Dataset) -> int:
+    """Returns how many columns ``assemble`` makes."""
+    return len(input_names(dataset))
+
+
+def input_names(dataset: Dataset) -> tuple[str, ...]:
     """Returns the names of the columns that ``assemble`` makes."""
     names: list[str] = []
-    for name in _modalities(dataset, modalities):
+    for name in dataset.features:
         columns = dataset.feature_names[name]
         names += [f"{name}.{column}" for column in columns]
         if name in dataset.masked:
             names += [f"{name}.{column} observed" for column in columns]
     return tuple(names)
-
-
-def _modalities(dataset: Dataset, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
-    if chosen is None:
-        return tuple(dataset.features)
-    unknown = [name for name in chosen if name not in dataset.features]
-    if unknown or not chosen:
-        raise DataError(
-            f"modalities {list(chosen)}: the data has {sorted(dataset.features)}"
-        )
-    return chosen
 
 
 def to_examples(store: ClientStore) -> Examples:

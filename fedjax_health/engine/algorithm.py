@@ -186,6 +186,23 @@ def _client_memory(plan: RoundPlan, transform, params: Params) -> dict[str, Any]
     }
 
 
+def params_of_clients(algorithm: LocalAlgorithm, state: RoundState) -> Params | None:
+    """Returns the clients' own parameters, leaves ``[population, ...]``.
+
+    Args:
+      algorithm: the plan's local algorithm.
+      state: the run's state.
+
+    Returns:
+      Ditto's personal models, or the personal leaves (None where a leaf is shared), or
+      None for a plan in which clients keep nothing of the model.
+    """
+    if algorithm.personal_model is not None:
+        return algorithm.personal_model(state.clients["algorithm"])
+    own = state.clients["personal"]
+    return own if jax.tree.leaves(own) else None
+
+
 def client_params(algorithm: LocalAlgorithm, state: RoundState, client: int) -> Params:
     """Returns the model that a client uses: its own where it has one.
 
@@ -197,10 +214,10 @@ def client_params(algorithm: LocalAlgorithm, state: RoundState, client: int) -> 
     Returns:
       Ditto's personal model, else the global model with the client's personal leaves.
     """
-    row = trees.take_row(state.clients, jnp.int32(client))
-    if algorithm.personal_model is not None:
-        return algorithm.personal_model(row["algorithm"])
-    return trees.join(row["personal"], state.params)
+    own = params_of_clients(algorithm, state)
+    if own is None:
+        return state.params
+    return trees.join(trees.take_row(own, jnp.int32(client)), state.params)
 
 
 def _mechanism_functions(mechanism: BoundMechanism | None):

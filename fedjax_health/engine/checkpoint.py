@@ -28,6 +28,10 @@ class CheckpointError(RuntimeError):
     """No usable checkpoint, or one that does not belong to this run."""
 
 
+class DamagedCheckpointWarning(UserWarning):
+    """A damaged checkpoint was set aside and the one before it is used."""
+
+
 class Restored(NamedTuple):
     """A restored checkpoint.
 
@@ -128,6 +132,7 @@ def restore_latest(folder: str | Path, target: Any) -> Restored | None:
             return Restored(step, _read(path, target), context)
         warnings.warn(
             f"checkpoint {step} is damaged ({problem}): the one before it is used",
+            DamagedCheckpointWarning,
             stacklevel=2,
         )
         damaged.append(path)

@@ -141,6 +141,14 @@ def _where_tree(condition: jax.Array, tree):
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
+def _client_keys(state: RoundState, stream: Stream, cohort: Cohort) -> jax.Array:
+    """Returns the keys ``[cohort]`` of one stream, folded with the global client id."""
+    key = key_for(state.key, stream, state.round)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        jnp.asarray(cohort.client_ids)
+    )
+
+
 def _build_client(
     structure: Structure, state: RoundState, cohort: Cohort, num_steps: jax.Array
 ):
@@ -151,10 +159,21 @@ def _build_client(
     train = build_train(
         structure.loss_fn, optimizer, structure.batch_size, structure.data_attack
     )
-    streams = (Stream.DATA, Stream.TRAIN, Stream.TRANSFORM, Stream.ATTACK)
-    keys = {stream: key_for(state.key, stream, round) for stream in streams}
-    dropout_key = key_for(state.key, Stream.DROPOUT, round)
-    mechanism_key = key_for(state.key, Stream.MECHANISM, round)
+    # Keys of the whole cohort at once: one vectorised draw is much cheaper than one
+    # small draw per client inside the scan.
+    keys = {
+        stream: _client_keys(state, stream, cohort)
+        for stream in (
+            Stream.DATA,
+            Stream.DROPOUT,
+            Stream.TRAIN,
+            Stream.TRANSFORM,
+            Stream.ATTACK,
+            Stream.MECHANISM,
+        )
+    }
+    words = jax.vmap(permutation_words)(keys[Stream.DATA])
+    stays = jax.vmap(jax.random.uniform)(keys[Stream.DROPOUT])
     shared_params = shared_leaves(structure.personal, state.params)
     batches = cohort.batches
 
@@ -166,13 +185,13 @@ def _build_client(
         client_id = at(cohort.client_ids)
         memory = trees.take_row(state.clients, client_id)
         params = trees.join(memory["personal"], state.params)
-        own = {s: jax.random.fold_in(key, client_id) for s, key in keys.items()}
+        own = {stream: trees.take_row(of_all, slot) for stream, of_all in keys.items()}
         data = ClientData(
             examples=batches.arrays,
             first=at(batches.index),
             num_examples=at(batches.num_examples),
             num_steps=jnp.where(filled, at(num_steps), 0),
-            words=permutation_words(own[Stream.DATA]),
+            words=trees.take_row(words, slot),
             train_key=own[Stream.TRAIN],
             attack=DataAttackContext(
                 own[Stream.ATTACK], client_id, at(cohort.malicious), round
@@ -200,14 +219,15 @@ def _build_client(
             updates, memory["transform"], context
         )
         if structure.mechanism is not None and structure.mechanism[0] is not None:
-            noise_key = jax.random.fold_in(mechanism_key, client_id)
             updates = structure.mechanism[0](
-                updates, state.mechanism, noise_key, bound_of(structure, state)
+                updates,
+                state.mechanism,
+                own[Stream.MECHANISM],
+                bound_of(structure, state),
             )
         norm_squared = trees.squared_norm(updates)
-        stays = jax.random.uniform(jax.random.fold_in(dropout_key, client_id))
         delivery = Delivery(
-            delivered=filled & (stays >= state.hyper["dropout"]),
+            delivered=filled & (at(stays) >= state.hyper["dropout"]),
             # One pass serves the norm and the test; a norm beyond float32 counts as
             # non-finite too.
             finite=jnp.isfinite(norm_squared),
