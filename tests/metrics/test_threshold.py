@@ -18,6 +18,7 @@ def columns(rows):
     return np.array(score), np.array(label)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
 @given(rows=ROWS, threshold=st.sampled_from([-1.0, 0.1, 0.3, 0.5, 2.0]))
 @settings(deadline=None)
 def test_metrics_equal_scikit_learn(rows, threshold):

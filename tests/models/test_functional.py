@@ -101,7 +101,10 @@ def test_works_under_jit_grad_and_vmap_over_clients():
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(Normalised, "batch_norm.mean, batch_norm.var"), (StatefulDropout, "dropout.rngs")],
+    [
+        (Normalised, "batch_norm.mean, batch_norm.var"),
+        (StatefulDropout, "dropout.rngs"),
+    ],
 )
 def test_mutable_state_is_refused_by_name(module, names):
     with pytest.raises(ValueError, match=names):

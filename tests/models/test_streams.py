@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from fedjax_health.losses.supervised import masked_bce
 from fedjax_health.models.streams import gru_detector
 
 
@@ -96,3 +98,31 @@ def test_inputs_of_another_width_are_refused():
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"time, 5\], not \(4, 6, 4\)"):
         model.apply(params, {"x": inputs(features=4)})
+
+
+def test_learns_what_only_memory_can_tell():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(256, 12, 2)).astype(np.float32)
+    label = np.zeros((256, 12), np.float32)
+    label[:, 2:] = x[:, :-2, 0] > 0
+    batch = {"x": jnp.asarray(x), "label": jnp.asarray(label)}
+    model = gru_detector(2, hidden=16)
+    loss_fn = masked_bce(model, burn_in=2)
+    optimizer = optax.adam(0.02)
+
+    def step(carry, key):
+        params, state = carry
+        grads, _ = jax.grad(loss_fn, has_aux=True)(params, batch, key)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def train(params):
+        keys = jax.random.split(jax.random.key(0), 150)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    params = model.init(jax.random.key(0))
+    before = loss_fn(params, batch, jax.random.key(0))[1]["accuracy"]
+    after = loss_fn(train(params), batch, jax.random.key(0))[1]["accuracy"]
+    assert float(before) < 0.65
+    assert float(after) > 0.9
