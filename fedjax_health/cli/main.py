@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from absl import app
+from absl import app, logging
 
 from fedjax_health.cli import commands
 from fedjax_health.cli.parser import parse_flags
@@ -40,6 +40,8 @@ def execute(options: argparse.Namespace) -> int:
     Returns:
       The exit code.
     """
+    # absl shows what every library says about its own work; a run has its own lines.
+    logging.set_verbosity(logging.DEBUG if options.debug else logging.WARNING)
     try:
         # Whatever a library prints while it works must not mix with the result.
         with contextlib.redirect_stdout(sys.stderr):

@@ -162,56 +162,59 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _flat(tree: Any) -> dict[str, np.ndarray | jax.Array]:
-    """Returns path -> array: no structure that orbax would have to know."""
-    flat = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if _is_key(leaf):
-            leaf = jax.random.key_data(leaf)
-        flat[jax.tree_util.keystr(path)] = leaf
-    return flat
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns path -> leaf, in leaf order: no structure that orbax has to know."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Returns path -> array; a typed key goes as its data."""
+    return {
+        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        for name, leaf in _named_leaves(tree).items()
+    }
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    if _is_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype)
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _read(path: Path, target: Any) -> Any:
-    flat: dict[str, Any] = jax.eval_shape(_flat, target)
-    leaves = jax.tree.leaves(target)
-    # Keys come back through their data; everything else goes where the target lies.
-    abstract = {
-        name: jax.ShapeDtypeStruct(
-            shape.shape, shape.dtype, sharding=getattr(leaf, "sharding", None)
-        )
-        if not _is_key(leaf)
-        else jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-        for (name, shape), leaf in zip(flat.items(), leaves, strict=True)
-    }
+    leaves = _named_leaves(target)
+    abstract = {name: _abstract(leaf) for name, leaf in leaves.items()}
     checkpointer = ocp.StandardCheckpointer()
     saved: Any = checkpointer.metadata(path / "default").item_metadata
     shapes = {name: tuple(entry.shape) for name, entry in dict(saved).items()}
     wanted = {name: tuple(entry.shape) for name, entry in abstract.items()}
-    if shapes != wanted:
-        differ = sorted(
-            name
-            for name in shapes.keys() | wanted.keys()
-            if shapes.get(name) != wanted.get(name)
-        )
+    differ = sorted(
+        name
+        for name in shapes.keys() | wanted.keys()
+        if shapes.get(name) != wanted.get(name)
+    )
+    if differ:
         raise CheckpointError(
             f"{path} was saved by a run of another shape: {differ[0]} is "
             f"{shapes.get(differ[0], 'absent')}, wanted {wanted.get(differ[0], 'none')}"
         )
     restored = checkpointer.restore(path / "default", abstract)
-
-    def back(name: str, leaf: Any) -> Any:
-        value = restored[name]
-        if not _is_key(leaf):
-            return value
-        key = jax.random.wrap_key_data(
-            jnp.asarray(np.asarray(value)), impl=jax.random.key_impl(leaf)
-        )
-        sharding = getattr(leaf, "sharding", None)
-        return key if sharding is None else jax.device_put(key, sharding)
-
-    values = [back(name, leaf) for name, leaf in zip(flat, leaves, strict=True)]
+    values = [_restored_leaf(restored[name], leaf) for name, leaf in leaves.items()]
     return jax.tree.structure(target).unflatten(values)
+
+
+def _restored_leaf(value: Any, leaf: Any) -> Any:
+    if not _is_key(leaf):
+        return value
+    data = jnp.asarray(np.asarray(value))
+    key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    sharding = getattr(leaf, "sharding", None)
+    return key if sharding is None else jax.device_put(key, sharding)
 
 
 def _digests(path: Path, *, sync: bool) -> dict[str, str]:
