@@ -113,9 +113,9 @@ def _forward(weights, inputs, start, *, save):
     bias_n = bh[2 * hidden :]
 
     def step(carry, projected):
-        # The state travels as the two terms of its sum: written back as one array, it
-        # would be computed in place together with the gates, and XLA's CPU back-end
-        # does not vectorise a tanh that overwrites its own input (3 x slower).
+        # The state travels as the two terms of its sum. Carried as one array, the
+        # whole step becomes one fusion that writes over its own input, and a forward
+        # pass alone takes 3 x as long on a CPU (measured with jax 0.10.2).
         new, kept = carry
         state = new + kept
         from_state = state @ recurrent
