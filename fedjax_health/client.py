@@ -275,7 +275,9 @@ def local_batch(
     start = (step - epoch * steps_per_epoch) * batch_size
     positions = start + jnp.arange(batch_size, dtype=jnp.int32)
     n = jnp.maximum(data.num_examples, 1)
-    index = permute(data.words, epoch, positions, n)
+    # A kernel of its own: fused into the gather, XLA walks the permutation again for
+    # every feature.
+    index = jax.lax.optimization_barrier(permute(data.words, epoch, positions, n))
     weight = (positions < data.num_examples).astype(jnp.float32)
     batch = gather(data.examples, data.first + index)
     if data_attack is not None:

@@ -1,5 +1,6 @@
 """From settings and a seed to a ``Dataset``, hospital by hospital."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -69,8 +70,10 @@ def generate_hospital_rows(
         )
     plan = plan or build_plan(settings, seed)
     row = jax.tree.map(lambda values: jnp.asarray(values[hospital]), plan)
+    # What does not shape the simulation must not make it compile again.
+    static = dataclasses.replace(settings, hospitals=1, clients="hospital")
     parameters, campaigns = simulate_hospital_parameters(
-        settings, generator_key(seed), jnp.int32(hospital), row
+        static, generator_key(seed), jnp.int32(hospital), row
     )
     num_units = int(parameters.num_units)
     department_of = np.asarray(parameters.department)
@@ -79,7 +82,7 @@ def generate_hospital_rows(
         units = np.arange(first, first + c.BLOCK)
         block = jax.tree.map(
             np.asarray,
-            simulate_block(settings, parameters, campaigns, jnp.asarray(units)),
+            simulate_block(static, parameters, campaigns, jnp.asarray(units)),
         )
         exists = np.arange(c.MAX_DEVICES) < block.devices[:, None]
         exists &= (units < num_units)[:, None]
@@ -122,6 +125,7 @@ def generate_hospital_rows(
         client_names=names,
         entity=per_row(unit * c.PATIENT_STRIDE + slot, np.int64),
         time=np.tile(np.arange(settings.steps, dtype=np.float64), len(unit)),
+        masked=frozenset({"iot", "emr"}),
         oracle=oracle.reshape(-1),
     )
     return HospitalRows(
