@@ -335,9 +335,7 @@ def build_plan(settings: Config) -> RoundPlan:
         ),
         data_attack=_optional(settings.data_attack, DataAttack, path="data_attack"),
         transforms=tuple(
-            transforms.identity()
-            if isinstance(entry, config.Identity)
-            else _custom(entry, ClientTransform, path=f"transforms.{i}")
+            _transform(entry, path=f"transforms.{i}")
             for i, entry in enumerate(settings.transforms)
         ),
         attack=_optional(settings.attack, UpdateAttack, path="attack"),
@@ -352,6 +350,15 @@ def build_plan(settings: Config) -> RoundPlan:
         personal=_personal(settings),
         dropout=settings.dropout,
     )
+
+
+def _transform(entry: Any, *, path: str) -> ClientTransform:
+    match entry:
+        case config.Identity():
+            return transforms.identity()
+        case config.ClipL2():
+            return transforms.clip_l2(entry.max_norm)
+    return _custom(entry, ClientTransform, path=path)
 
 
 def _algorithm(settings: Config) -> client.LocalAlgorithm:

@@ -390,7 +390,7 @@ def _finish(
     oracle = [part.oracle for part in (parts.validation, parts.test)]
     if all(scores is not None for scores in oracle):
         pairs = [
-            Scored(scores, part.label, _segments(part) if streams else None)
+            Scored(_sigmoid(scores), part.label, _segments(part) if streams else None)
             for scores, part in zip(oracle, (parts.validation, parts.test), strict=True)
         ]
         known = evaluate_scores(
@@ -426,6 +426,11 @@ def _with_folder(result: dict[str, Any], paths: RunFolder) -> dict[str, Any]:
 def _rounds_done(paths: RunFolder, config: Config) -> int:
     lines = records.read_jsonl(paths.metrics)
     return lines[-1]["round"] if lines else config.rounds
+
+
+def _sigmoid(score: np.ndarray) -> np.ndarray:
+    # In float64, so that large scores keep their order.
+    return 1.0 / (1.0 + np.exp(-score.astype(np.float64)))
 
 
 def _segments(part: Dataset) -> np.ndarray:

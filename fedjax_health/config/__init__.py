@@ -22,6 +22,7 @@ from fedjax_health.config.data import (
 )
 from fedjax_health.config.federation import (
     Checkpoint,
+    ClipL2,
     Evaluation,
     Fixed,
     Head,
@@ -59,6 +60,7 @@ __all__ = [
     "Bce",
     "Checkpoint",
     "Chronological",
+    "ClipL2",
     "Config",
     "ConfigError",
     "Constant",

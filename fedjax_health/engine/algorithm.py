@@ -1,5 +1,6 @@
 """``build_algorithm``: a checked plan becomes ``init`` and a compiled ``step``."""
 
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,9 @@ from fedjax_health.engine.plan import (
 )
 from fedjax_health.engine.round import compiled_step
 from fedjax_health.engine.structure import Structure
+
+# Enough to keep the devices busy while the host prepares the next cohorts.
+ROUNDS_IN_FLIGHT = 3
 
 
 def build_algorithm(
@@ -169,10 +173,13 @@ def build_algorithm(
         # One buffer per leaf: a donated state must not hold the same buffer twice.
         return place(jax.tree.map(lambda x: jnp.array(x, copy=True), state))
 
-    resident = _Resident(place)
+    resident, pace = _Resident(place), _Pace()
 
     def step(state: RoundState, cohort: Cohort) -> tuple[RoundState, Metrics]:
-        return compiled(state, resident.place(cohort), plan.root_batches)
+        pace.wait()
+        state, metrics = compiled(state, resident.place(cohort), plan.root_batches)
+        pace.follow(metrics["num_clients"])
+        return state, metrics
 
     return FederatedAlgorithm(init, step, checked.message, mapping.describe())
 
@@ -283,6 +290,25 @@ def _placement(mapping: Mapping) -> Callable[[Any], Any]:
         return jax.device_put(tree, everywhere)
 
     return place
+
+
+class _Pace:
+    """Bounds the rounds that are dispatched and not done.
+
+    XLA's CPU devices share one thread pool; with dozens of rounds in flight, one
+    device's wait for another's part can occupy the threads that would produce it.
+    """
+
+    def __init__(self):
+        self._pending: collections.deque[jax.Array] = collections.deque()
+
+    def wait(self) -> None:
+        while len(self._pending) >= ROUNDS_IN_FLIGHT:
+            self._pending.popleft().block_until_ready()
+
+    def follow(self, done: jax.Array) -> None:
+        if not isinstance(done, Tracer):
+            self._pending.append(done)
 
 
 class _Resident:
