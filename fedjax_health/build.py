@@ -1,5 +1,6 @@
 """A configuration becomes data, model, loss, plan and algorithm."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,12 @@ from fedjax_health.data import hospital_sim, partition, splits
 from fedjax_health.data.loaders.tabular import ColumnRoles, load_table
 from fedjax_health.data.loaders.wustl import load_wustl
 from fedjax_health.data.preprocess import Scaler, apply_scaler, fit_scaler
-from fedjax_health.data.schema import DataError, Dataset, select_modalities
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    check_dataset,
+    select_modalities,
+)
 from fedjax_health.data.splits import Parts
 from fedjax_health.data.store import ClientStore, assembled_width, from_dataset
 from fedjax_health.engine.algorithm import build_algorithm
@@ -102,7 +108,9 @@ def build_dataset(settings: Config) -> Dataset:
             path = _path(fields.pop("path"))
             return load_table(path, ColumnRoles(**fields))
         case Custom():
-            return _custom(data, Dataset, path="data")
+            dataset = _custom(data, Dataset, path="data")
+            check_dataset(dataset, source=data.target)
+            return dataset
     raise ConfigError(f"config: data: {data!r} is no kind of data")
 
 
@@ -276,7 +284,10 @@ def build_loss(settings: Config, model: Model) -> LossFn:
                 model, positive_weight=chosen.positive_weight, burn_in=chosen.burn_in
             )
         case Custom():
-            return call_custom(chosen, model, path="loss")
+            loss_fn = call_custom(chosen, model, path="loss")
+            if not callable(loss_fn):
+                raise _misfit(chosen, loss_fn, "LossFn", path="loss")
+            return loss_fn
 
 
 def build_sampling(settings: Config, population: int) -> Sampling:
@@ -402,7 +413,15 @@ def _local_optimizer(settings: Config) -> Optimizer:
         case config.Adam():
             return Optimizer(optax.adam, _adam_arguments(chosen), schedule)
         case Custom():
-            return _custom(chosen, Optimizer, path="local.optimizer")
+            optimizer = _custom(chosen, Optimizer, path="local.optimizer")
+            if schedule is None:
+                return optimizer
+            if optimizer.schedule is not None:
+                raise ConfigError(
+                    f"config: local.schedule: {chosen.target} brings a schedule of its "
+                    "own: add --set local.schedule=constant"
+                )
+            return dataclasses.replace(optimizer, schedule=schedule)
 
 
 def _server_optimizer(settings: Config) -> Optimizer:
@@ -454,8 +473,12 @@ def _custom(entry: Custom, kind: type, *arguments: Any, path: str) -> Any:
     """Calls a custom entry and refuses what does not fit its slot."""
     value = call_custom(entry, *arguments, path=path)
     if not isinstance(value, kind):
-        raise ConfigError(
-            f"config: {path}.target: {entry.target} returned "
-            f"{type(value).__name__}, but this slot takes a {kind.__name__}"
-        )
+        raise _misfit(entry, value, kind.__name__, path=path)
     return value
+
+
+def _misfit(entry: Custom, value: Any, kind: str, *, path: str) -> ConfigError:
+    return ConfigError(
+        f"config: {path}.target: {entry.target} returned {type(value).__name__}, but "
+        f"this slot takes a {kind}"
+    )

@@ -19,13 +19,21 @@ import numpy as np
 import pandas as pd
 
 from fedjax_health import build, records
-from fedjax_health.config import Config, config_hash, load, to_toml
+from fedjax_health.config import (
+    Config,
+    Custom,
+    Table,
+    Wustl,
+    config_hash,
+    load,
+    to_toml,
+)
 from fedjax_health.core import trees
 from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import Params, RoundState
 from fedjax_health.data.preprocess import save_scaler, summary
 from fedjax_health.data.sampling import build_cohort_fn
-from fedjax_health.data.schema import Dataset
+from fedjax_health.data.schema import Dataset, dataset_sha256
 from fedjax_health.data.store import from_dataset
 from fedjax_health.engine import checkpoint
 from fedjax_health.engine.algorithm import params_of_clients
@@ -121,12 +129,16 @@ def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
         saved = Saved(state, _no_best(run, state))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            restored = checkpoint.restore_latest(paths.checkpoints, saved)
+            restored = checkpoint.restore_latest(
+                paths.checkpoints,
+                saved,
+                check=lambda context: _refuse_other_run(context, _context(run), paths),
+            )
         for warning in caught:
             if issubclass(warning.category, checkpoint.DamagedCheckpointWarning):
                 progress.on_message(f"warning: {warning.message}")
         if restored is not None:
-            _check_context(restored.context, _context(run), paths, progress)
+            _warn_of_machine(restored.context, _context(run), paths, progress)
             saved = restored.tree
         done = int(saved.state.round)
         for lines in (paths.metrics, paths.timings):
@@ -159,9 +171,17 @@ def _prepare(config: Config, progress: Progress) -> _Run:
         )
     built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
-    path = getattr(config.data, "path", None)
-    digest = records.file_sha256(path) if path else None
-    return _Run(config, prepared, built, digest)
+    return _Run(config, prepared, built, _data_digest(config, dataset))
+
+
+def _data_digest(config: Config, dataset: Dataset) -> str | None:
+    """Returns what tells changed data; None where the configuration says it all."""
+    match config.data:
+        case Custom():
+            return dataset_sha256(dataset)
+        case Table(path=path) | Wustl(path=path):
+            return records.file_sha256(path)
+    return None
 
 
 def _machine(run: _Run) -> dict[str, Any]:
@@ -184,16 +204,21 @@ def _context(run: _Run) -> dict[str, Any]:
     }
 
 
-def _check_context(
-    saved: dict[str, Any], now: dict[str, Any], paths: RunFolder, progress: Progress
+def _refuse_other_run(
+    saved: dict[str, Any], now: dict[str, Any], paths: RunFolder
 ) -> None:
-    changed = {"config": "configuration", "data": "data file"}
+    changed = {"config": "configuration", "data": "data"}
     for name, what in changed.items():
         if saved.get(name) != now[name]:
             raise checkpoint.CheckpointError(
                 f"{paths.root}: the {what} has changed since the checkpoint was "
                 "written: put it back, or start a new run"
             )
+
+
+def _warn_of_machine(
+    saved: dict[str, Any], now: dict[str, Any], paths: RunFolder, progress: Progress
+) -> None:
     differ = [name for name in now if saved.get(name) != now[name]]
     if differ:
         text = ", ".join(f"{name} {saved.get(name)} -> {now[name]}" for name in differ)

@@ -71,7 +71,8 @@ def call_custom(custom: Custom, *arguments: Any, path: str = "custom") -> Any:
       What the function returns.
 
     Raises:
-      ConfigError: if the function cannot be found or does not take these arguments.
+      ConfigError: if the function cannot be found, does not take these arguments or
+        refuses them with a ValueError.
     """
     function = import_target(custom.target, path=path)
     try:
@@ -82,3 +83,8 @@ def call_custom(custom: Custom, *arguments: Any, path: str = "custom") -> Any:
         if error.__traceback__ is not None and error.__traceback__.tb_next is None:
             raise ConfigError(f"config: {path}.args: {error}") from error
         raise
+    except ValueError as error:
+        # Errors of this package are ValueErrors too, and say where they come from.
+        if type(error) is not ValueError:
+            raise
+        raise ConfigError(f"config: {path}: {custom.target}: {error}") from error

@@ -5,6 +5,7 @@ a patient, a connection stream) or per record of a static table. Rows of one cli
 stand together, within them rows of one entity, within those time does not decrease.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -101,3 +102,118 @@ def segment_starts(dataset: Dataset) -> np.ndarray:
         return np.zeros(0, np.int64)
     change = (np.diff(dataset.client) != 0) | (np.diff(dataset.entity) != 0)
     return np.concatenate([[0], np.flatnonzero(change) + 1]).astype(np.int64)
+
+
+def check_dataset(dataset: Dataset, *, source: str = "the data"):
+    """Refuses a dataset that does not keep to what ``Dataset`` says of its fields.
+
+    Loaders of this package need no such check; data from elsewhere does.
+
+    Args:
+      dataset: the rows.
+      source: what error messages call it.
+
+    Raises:
+      DataError: with the field and the row.
+    """
+    rows = dataset.num_rows
+    if rows == 0:
+        raise DataError(f"{source}: there are no rows")
+    if not dataset.features:
+        raise DataError(f"{source}: features is empty; name at least one modality")
+    columns = {
+        name: (np.float32, getattr(dataset, name)) for name in ("label", "oracle")
+    }
+    columns["attack"] = (np.int32, dataset.attack)
+    columns["client"] = (np.int32, dataset.client)
+    columns["entity"] = (np.int64, dataset.entity)
+    columns["time"] = (np.float64, dataset.time)
+    for name, (dtype, values) in columns.items():
+        if name == "oracle" and values is None:
+            continue
+        if np.shape(values) != (rows,) or getattr(values, "dtype", None) != dtype:
+            raise DataError(
+                f"{source}: {name} is {_kind(values)}; give {np.dtype(dtype)} ({rows},)"
+            )
+    _refuse_rows(~np.isin(dataset.label, (0, 1)), source, "label is not 0 or 1")
+    if dataset.label.min() == dataset.label.max():
+        raise DataError(f"{source}: every label is {dataset.label[0]:g}: give both")
+    if not dataset.attack_names or dataset.attack_names[0] != "normal":
+        raise DataError(f'{source}: attack_names must begin with "normal"')
+    for name, names in (
+        ("attack", dataset.attack_names),
+        ("client", dataset.client_names),
+    ):
+        values = getattr(dataset, name)
+        outside = (values < 0) | (values >= len(names))
+        _refuse_rows(outside, source, f"{name} is no index into its {len(names)} names")
+    _refuse_rows(
+        (dataset.attack > 0) != (dataset.label > 0), source, "attack contradicts label"
+    )
+    _refuse_rows(~np.isfinite(dataset.time), source, "time is not finite")
+    _check_order(dataset, source)
+    _check_features(dataset, source)
+
+
+def dataset_sha256(dataset: Dataset) -> str:
+    """Returns the SHA-256 of everything in a dataset, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in _named_parts(dataset):
+        digest.update(name.encode())
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _named_parts(dataset: Dataset) -> list[tuple[str, object]]:
+    parts = dataset._asdict()
+    features = parts.pop("features")
+    parts["masked"] = tuple(sorted(dataset.masked))
+    return [*parts.items(), *((f"features.{n}", v) for n, v in features.items())]
+
+
+def _check_order(dataset: Dataset, source: str):
+    falls = np.diff(dataset.client, prepend=dataset.client[0]) < 0
+    _refuse_rows(falls, source, "client falls; sort the rows by client")
+    starts = segment_starts(dataset)
+    keys = np.stack([dataset.client[starts], dataset.entity[starts]], axis=1)
+    _, first = np.unique(keys, axis=0, return_index=True)
+    again = np.zeros(dataset.num_rows, bool)
+    again[np.delete(starts, first)] = True
+    _refuse_rows(again, source, "entity comes back; sort each client's rows by entity")
+    back = np.diff(dataset.time, prepend=dataset.time[0]) < 0
+    back[starts] = False
+    _refuse_rows(back, source, "time falls; sort the rows of each entity by time")
+
+
+def _check_features(dataset: Dataset, source: str):
+    for name, values in dataset.features.items():
+        names = dataset.feature_names.get(name)
+        if names is None or not names:
+            raise DataError(f"{source}: feature_names lacks the columns of {name!r}")
+        wanted = (dataset.num_rows, len(names))
+        if np.shape(values) != wanted or values.dtype != np.float32:
+            raise DataError(
+                f"{source}: features[{name!r}] is {_kind(values)}; give float32 "
+                f"{wanted}"
+            )
+        infinite = np.isinf(values).any(axis=1)
+        _refuse_rows(infinite, source, f"features[{name!r}] is infinite")
+        if name not in dataset.masked:
+            missing = np.isnan(values).any(axis=1)
+            what = f"features[{name!r}] has no value; add {name!r} to masked"
+            _refuse_rows(missing, source, what)
+
+
+def _refuse_rows(bad: np.ndarray, source: str, what: str):
+    if bad.any():
+        raise DataError(f"{source}, row {int(np.argmax(bad))} (from 0): {what}")
+
+
+def _kind(values: object) -> str:
+    if isinstance(values, np.ndarray):
+        return f"{values.dtype} {values.shape}"
+    return type(values).__name__

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,12 +108,19 @@ def save(
         checkpoints.manager.delete(old)
 
 
-def restore_latest(folder: str | Path, target: Any) -> Restored | None:
+def restore_latest(
+    folder: str | Path,
+    target: Any,
+    *,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Restored | None:
     """Restores the newest whole step; damaged ones are set aside with a warning.
 
     Args:
       folder: where the steps lie.
       target: a pytree of arrays, or of shapes with shardings, of the saved structure.
+      check: called with the context of a whole step before its arrays are read; raises
+        where it belongs to another run.
 
     Returns:
       The restored step, or None if no step was ever finished.
@@ -129,6 +137,8 @@ def restore_latest(folder: str | Path, target: Any) -> Restored | None:
             continue
         problem, context = _verify(path)
         if problem is None:
+            if check is not None:
+                check(context)
             return Restored(step, _read(path, target), context)
         warnings.warn(
             f"checkpoint {step} is damaged ({problem}): the one before it is used",
