@@ -126,6 +126,7 @@ def build_algorithm(
         weighting=plan.weighting,
         personal=plan.personal,
         has_root=plan.root_batches is not None,
+        has_dropout=plan.dropout > 0,
         mapping=mapping,
     )
     compiled = compiled_step(structure)

@@ -173,7 +173,10 @@ def _build_client(
         )
     }
     words = jax.vmap(permutation_words)(keys[Stream.DATA])
-    stays = jax.vmap(jax.random.uniform)(keys[Stream.DROPOUT])
+    delivers = jnp.ones(len(cohort.mask), bool)
+    if structure.has_dropout:
+        chance = jax.vmap(jax.random.uniform)(keys[Stream.DROPOUT])
+        delivers = chance >= state.hyper["dropout"]
     shared_params = shared_leaves(structure.personal, state.params)
     batches = cohort.batches
 
@@ -227,7 +230,7 @@ def _build_client(
             )
         norm_squared = trees.squared_norm(updates)
         delivery = Delivery(
-            delivered=filled & (at(stays) >= state.hyper["dropout"]),
+            delivered=filled & at(delivers),
             # One pass serves the norm and the test; a norm beyond float32 counts as
             # non-finite too.
             finite=jnp.isfinite(norm_squared),

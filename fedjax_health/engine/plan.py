@@ -232,7 +232,8 @@ class RoundPlan:
       weighting: clients weigh by their "examples", or all the same ("uniform").
       personal: path such as "head/kernel" -> whether the leaf stays with the client;
         or None.
-      dropout: probability that a drawn client trains but delivers nothing; traced.
+      dropout: probability that a drawn client trains but delivers nothing; traced, but
+        0 leaves the draw out and is a structure of its own.
       root_batches: the server's own data, one client's batches, for FLTrust; or None.
     """
 

@@ -31,4 +31,5 @@ class Structure:
     weighting: str
     personal: Callable[[str], bool] | None
     has_root: bool
+    has_dropout: bool
     mapping: Mapping
