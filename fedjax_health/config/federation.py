@@ -1,6 +1,8 @@
 """Who takes part and what happens to their messages."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from fedjax_health.config.common import AboveZero, Custom, Positive, Record
 
@@ -114,8 +116,8 @@ class Checkpoint(Record, frozen=True):
 
     Attributes:
       every: rounds between two checkpoints; the last round is always saved.
-      keep: newest checkpoints that stay on disk.
+      keep: newest checkpoints that stay on disk, 2 or more: one may be damaged.
     """
 
     every: Positive = 10
-    keep: Positive = 3
+    keep: Annotated[int, msgspec.Meta(ge=2)] = 3

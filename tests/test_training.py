@@ -1,0 +1,304 @@
+"""A whole run on a tiny table: what it leaves, and what it must not depend on."""
+
+import json
+import tomllib
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from fedjax_health import records, training
+from fedjax_health.config import parse
+from fedjax_health.core import trees
+from fedjax_health.data.preprocess import load_scaler
+from fedjax_health.records import RunFolderError
+from tests import tiny
+
+PATIENCE = ("evaluation.every=1", "evaluation.patience=2", "rounds=6")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return tiny.write_table(tmp_path_factory.mktemp("table") / "ward.csv")
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory):
+    """Returns ``(*overrides) -> Run``, each combination trained once."""
+    done = {}
+
+    def get(*overrides):
+        if overrides not in done:
+            root = tmp_path_factory.mktemp("runs") / "run"
+            done[overrides] = tiny.Run(tiny.config(table, *overrides), root)
+        return done[overrides]
+
+    return get
+
+
+def predictions(run):
+    return pd.read_parquet(run.paths.predictions)
+
+
+# What a run leaves
+
+
+def test_the_folder_holds_all_parts_of_a_run(run, table):
+    paths, config = run().paths, run().config
+    assert {entry.name for entry in paths.root.iterdir()} == {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoints",
+        "preprocessing.npz",
+        "predictions.parquet",
+        "result.json",
+        ".lock",
+    }
+    assert parse(paths.config.read_text()) == config
+    assert tomllib.loads(paths.config.read_text())["data"]["path"] == str(table)
+    steps = sorted(entry.name for entry in paths.checkpoints.iterdir())
+    assert steps == ["2", "4"]
+    environment = records.read_json(paths.environment)
+    assert environment["packages"]["jax"] == jax.__version__
+    assert environment["devices"] == jax.local_device_count()
+    assert "scan over clients" in environment["parallelism"]
+    scaler = load_scaler(paths.preprocessing)
+    assert scaler.client_names == ("s0", "s1", "s2", "s3")
+    assert scaler.feature_names == {"features": tiny.COLUMNS}
+    assert records.read_json(paths.result) == {
+        name: value for name, value in run().result.items() if name != "folder"
+    }
+    assert run().result["folder"] == str(paths.root)
+
+
+def test_lines_count_rounds_and_hold_no_wall_time(run):
+    lines = run().lines
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    names = set(lines[0])
+    assert not {n for n in names if n.endswith("_s") or "time" in n or "per_s" in n}
+    assert [set(line) - names for line in lines] == [
+        set(),
+        {"validation_auroc", "validation_auprc"},
+    ] * 2
+    assert all(line["num_clients"] == 4 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    timings = records.read_jsonl(run().paths.timings)
+    assert [(t["round"], t["rounds"]) for t in timings] == [(2, 2), (4, 2)]
+    assert all(t["training_s"] > 0 and t["checkpoint_s"] > 0 for t in timings)
+
+
+def test_examples_and_steps_are_those_of_the_table(run):
+    # 120 rows of an entity: 72 train, less an embargo of 5, windows of 5 by 5.
+    windows = (72 - 5) // 5 * tiny.ENTITIES
+    line = run().lines[0]
+    assert line["num_examples"] == windows * tiny.CLIENTS
+    assert line["num_steps"] == -(-windows // 16) * tiny.CLIENTS
+
+
+def test_predictions_are_the_test_rows_in_order(run, table):
+    found = predictions(run())
+    rows = pd.read_csv(table).sort_values(["site", "device", "minute"], kind="stable")
+    # 60 % and 10 % of 120 rows come before, then an embargo of 5.
+    test = rows[rows.minute >= 84 + 5]
+    assert found.client.tolist() == test.site.tolist()
+    assert found.time.tolist() == test.minute.tolist()
+    assert found.label.tolist() == test.label.tolist()
+    assert set(found.attack) == {"normal", "attack"}
+    details = run().result["details"]
+    np.testing.assert_array_equal(found.detected, found.score >= details["threshold"])
+    np.testing.assert_array_equal(
+        found.alarm, found.score >= details["delay_threshold"]
+    )
+
+
+def test_the_result_is_what_the_predictions_say(run):
+    found, result = predictions(run()), run().result
+    metrics, details = result["metrics"], result["details"]
+    auroc = roc_auc_score(found.label, found.score)
+    assert metrics["auroc"] == pytest.approx(auroc, abs=1e-12)
+    assert metrics["auprc"] == pytest.approx(
+        average_precision_score(found.label, found.score), abs=1e-12
+    )
+    assert metrics["f1"] == pytest.approx(f1_score(found.label, found.detected))
+    assert metrics["accuracy"] == np.mean(found.label == found.detected)
+    assert metrics["brier"] == pytest.approx(np.mean((found.score - found.label) ** 2))
+    normal = found[found.label == 0]
+    assert metrics["achieved_far"] == pytest.approx(normal.alarm.mean())
+    each = [
+        roc_auc_score(rows.label, rows.score) for _, rows in found.groupby("client")
+    ]
+    assert details["mean_client_auroc"] == pytest.approx(np.mean(each))
+    assert details["worst_client_auroc"] == pytest.approx(np.min(each))
+    assert details["prevalence"] == found.label.mean()
+    assert result["num_params"] == 3 * 4 * (3 + 4) + 2 * 12 + 5
+    assert result["uplink_bytes_per_client"] == 4 * result["num_params"]
+
+
+def test_a_learnable_table_is_learnt(run):
+    assert run().result["metrics"]["auroc"] > 0.8
+
+
+# What a run must not depend on
+
+
+def test_the_same_seed_gives_the_same_bytes(run, table, tmp_path):
+    again = tiny.Run(tiny.config(table), tmp_path / "again")
+    assert again.bytes() == run().bytes()
+
+
+def test_another_seed_gives_another_run(run):
+    other = run("seed=1")
+    assert other.lines[0]["loss"] != run().lines[0]["loss"]
+    assert not np.array_equal(predictions(other).score, predictions(run()).score)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_any_number_of_devices_gives_the_same_bytes(run, devices):
+    assert run(f"devices={devices}").bytes() == run().bytes()
+
+
+# Other detectors and algorithms
+
+
+def test_personal_head_stays_with_the_client(run):
+    personal = run('personal={kind="head",paths=["head/*"]}')
+    assert personal.result["num_params"] == run().result["num_params"]
+    # The head's 4 weights and its bias do not travel.
+    saved = run().result["uplink_bytes_per_client"]
+    assert personal.result["uplink_bytes_per_client"] == saved - 4 * 5
+    scores = predictions(personal)
+    assert not np.array_equal(scores.score, predictions(run()).score)
+    assert personal.result["metrics"]["auroc"] > 0.7
+
+
+@pytest.mark.slow
+def test_personal_normalisation_stays_with_the_client(run):
+    personal = run("personal=norm", "model.norm=true")
+    uplink = personal.result["uplink_bytes_per_client"]
+    assert uplink == 4 * (personal.result["num_params"] - 2 * 4)
+    assert personal.lines[-1]["loss"] < personal.lines[0]["loss"]
+
+
+def test_ditto_is_scored_with_the_personal_models(run):
+    ditto = run("algorithm=ditto", "algorithm.strength=0.01")
+    # The global model is trained as by fedavg; the scores are the personal models'.
+    assert [line["loss"] for line in ditto.lines] == pytest.approx(
+        [line["loss"] for line in run().lines], rel=1e-4
+    )
+    assert all("personal_loss" in line for line in ditto.lines)
+    difference = np.abs(predictions(ditto).score - predictions(run()).score)
+    assert difference.max() > 1e-3
+    assert ditto.result["metrics"]["auroc"] > 0.7
+
+
+@pytest.mark.slow
+def test_scaffold_starts_as_fedavg_and_departs(run):
+    scaffold = run("algorithm=scaffold")
+    losses = [[line["loss"] for line in r.lines] for r in (scaffold, run())]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][2] != pytest.approx(losses[1][2], rel=1e-5)
+    assert scaffold.lines[-1]["loss"] < scaffold.lines[0]["loss"]
+
+
+def test_single_rows_are_scored_without_delays(run):
+    rows = run("model=mlp", "model.hidden=[4]", "window.length=1", "window.stride=1")
+    # Without windows there is no embargo.
+    assert rows.lines[0]["num_examples"] == 72 * tiny.ENTITIES * tiny.CLIENTS
+    assert "mean_delay" not in rows.result["metrics"]
+    assert "alarm" not in predictions(rows)
+    assert rows.result["num_params"] == 3 * 4 + 4 + 4 + 1
+    assert rows.result["metrics"]["auroc"] > 0.8
+
+
+@pytest.mark.slow
+def test_a_perceptron_on_streams(run):
+    streams = run("model=mlp", "model.hidden=[4]")
+    assert streams.result["num_params"] == 4 * 3 * 4 + 4 + 4 + 1
+    assert "mean_delay" in streams.result["metrics"]
+
+
+# The end of a run
+
+
+def test_patience_ends_a_run_that_does_not_improve(run):
+    # Steps this small move no score, so the first evaluation stays the best.
+    stopped = run(*PATIENCE, "local.optimizer.learning_rate=1e-12")
+    curve = [line["validation_auroc"] for line in stopped.lines]
+    assert len(curve) == stopped.result["rounds"] == 3
+    assert curve == [curve[0]] * 3
+    assert stopped.result["best_round"] == 1
+    assert sorted(p.name for p in stopped.paths.checkpoints.iterdir()) == ["2", "3"]
+
+
+def test_the_best_round_is_the_one_that_is_scored(run):
+    # Steps this large make the curve jump.
+    restless = run(*PATIENCE[::2], "local.optimizer.learning_rate=30.0")
+    curve = [line["validation_auroc"] for line in restless.lines]
+    assert len(curve) == restless.result["rounds"] == 6
+    best = int(np.argmax(curve)) + 1
+    assert restless.result["best_round"] == best
+    assert best < 6
+    assert len(set(curve)) > 3
+    assert restless.result["validation"]["validation_auroc"] == max(curve)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(run, table):
+    before = run().bytes()
+    with pytest.raises(RunFolderError, match="output folder in use: go on with it"):
+        training.train(run().config, run().paths.root, records.SILENT)
+    assert run().bytes() == before
+
+
+def test_resume_of_a_finished_run_returns_its_result(run):
+    told = []
+    progress = records.SILENT._replace(on_message=told.append)
+    assert training.resume(run().paths.root, progress) == run().result
+    assert any("complete" in text for text in told)
+
+
+def test_describe_tells_sizes_and_runs_nothing(table, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    description = training.describe(tiny.config(table, "sampling.cohort_size=3"))
+    assert list(tmp_path.iterdir()) == []
+    windows = run().lines[0]["num_examples"]
+    clients = description["clients"]
+    assert (clients["population"], clients["cohort"]) == (4, 3)
+    assert clients["examples"] == windows
+    assert clients["largest"] == clients["smallest"] == windows // 4
+    message = description["message"]
+    assert message["parameters"] == run().result["num_params"]
+    assert message["uplink_bytes_per_client"] == 4 * message["parameters"]
+    assert message["uplink_bytes_per_round"] == 3 * 4 * message["parameters"]
+    # 72 of 120 rows less 5, 12 of validation, 36 of test less 5.
+    data = description["data"]
+    rows = {name: part["rows"] for name, part in data.items()}
+    assert rows == {"train": 8 * 67, "validation": 8 * 12, "test": 8 * 31}
+    assert description["stages"]["1 train locally"] == (
+        "fedavg, sgd, 1 epochs, batches of 16"
+    )
+    memory = description["memory"]
+    parts = [n for name, n in memory.items() if name.endswith(" (bytes)")]
+    assert memory["predicted_bytes"] == sum(parts)
+    json.dumps(description)
+
+
+def test_the_checkpoint_holds_the_model_that_was_scored(run):
+    restored = training.checkpoint.restore_latest(
+        run().paths.checkpoints, _saved_target(run())
+    )
+    assert restored is not None
+    saved = restored.tree
+    assert int(saved.state.round) == restored.step == 4
+    assert int(saved.best.round) == run().result["best_round"]
+    assert trees.num_params(saved.state.params) == run().result["num_params"]
+
+
+def _saved_target(run):
+    prepared = training._prepare(run.config, records.SILENT)
+    key = training.root_key(run.config.seed)
+    state = prepared.built.algorithm.init(key, prepared.built.params)
+    return training.Saved(state, training._no_best(prepared, state))
