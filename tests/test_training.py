@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from fedjax_health import records, training
 from fedjax_health.config import parse
-from fedjax_health.core import trees
 from fedjax_health.data.preprocess import load_scaler
 from fedjax_health.records import RunFolderError
 from tests import tiny
@@ -156,7 +155,7 @@ def test_another_seed_gives_another_run(run):
     assert not np.array_equal(predictions(other).score, predictions(run()).score)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_any_number_of_devices_gives_the_same_bytes(run, devices):
     assert run(f"devices={devices}").bytes() == run().bytes()
 
@@ -183,6 +182,7 @@ def test_personal_normalisation_stays_with_the_client(run):
     assert personal.lines[-1]["loss"] < personal.lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_ditto_is_scored_with_the_personal_models(run):
     ditto = run("algorithm=ditto", "algorithm.strength=0.01")
     # The global model is trained as by fedavg; the scores are the personal models'.
@@ -287,18 +287,12 @@ def test_describe_tells_sizes_and_runs_nothing(table, run, tmp_path, monkeypatch
 
 
 def test_the_checkpoint_holds_the_model_that_was_scored(run):
-    restored = training.checkpoint.restore_latest(
-        run().paths.checkpoints, _saved_target(run())
+    prepared = training._prepare(run().config, records.SILENT)
+    best = tiny.saved(run().config, run().paths).best
+    assert int(best.round) == run().result["best_round"]
+    assert float(best.value) == pytest.approx(
+        run().result["validation"]["validation_auroc"]
     )
-    assert restored is not None
-    saved = restored.tree
-    assert int(saved.state.round) == restored.step == 4
-    assert int(saved.best.round) == run().result["best_round"]
-    assert trees.num_params(saved.state.params) == run().result["num_params"]
-
-
-def _saved_target(run):
-    prepared = training._prepare(run.config, records.SILENT)
-    key = training.root_key(run.config.seed)
-    state = prepared.built.algorithm.init(key, prepared.built.params)
-    return training.Saved(state, training._no_best(prepared, state))
+    test = prepared.prepared.parts.test
+    scores = training._part_scorer(prepared, test, None)(best.view)
+    np.testing.assert_array_equal(scores, predictions(run()).score)

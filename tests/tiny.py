@@ -1,11 +1,15 @@
 """A table so small that a whole run takes seconds, and the runs made from it."""
 
+import contextlib
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fedjax_health import records, training
 from fedjax_health.config import Config, parse
+from fedjax_health.core.rng import root_key
+from fedjax_health.engine import checkpoint
 
 CLIENTS, ENTITIES, ROWS = 4, 2, 120
 COLUMNS = ("load", "rate", "noise")
@@ -106,3 +110,38 @@ def kept_bytes(paths: records.RunFolder) -> dict[str, bytes]:
     """Returns the files of a run folder that hold no wall times."""
     files = (paths.metrics, paths.predictions, paths.result)
     return {file.name: file.read_bytes() for file in files}
+
+
+class InterruptedRunError(Exception):
+    """Ends a run as if its process had died between two rounds."""
+
+
+def interrupt(config: Config, root: Path, *, after: int) -> records.RunFolder:
+    """Trains until the first segment that ends at round ``after`` or later."""
+
+    def on_round(*, round: int, **_):
+        if round >= after:
+            raise InterruptedRunError
+
+    with contextlib.suppress(InterruptedRunError):
+        training.train(config, root, records.SILENT._replace(on_round=on_round))
+    return records.run_folder(root)
+
+
+def saved(config: Config, paths: records.RunFolder) -> training.Saved:
+    """Returns the newest checkpoint."""
+    prepared = training._prepare(config, records.SILENT)
+    key = root_key(config.seed)
+    state = prepared.built.algorithm.init(key, prepared.built.params)
+    target = training.Saved(state, training._no_best(prepared, state))
+    restored = checkpoint.restore_latest(paths.checkpoints, target)
+    assert restored is not None
+    return restored.tree
+
+
+def saved_numbers(config: Config, paths: records.RunFolder) -> list[bytes]:
+    """Returns every leaf of the newest checkpoint: state and best model."""
+    tree = saved(config, paths)
+    key = jax.random.key_data(tree.state.key)
+    leaves = jax.tree.leaves((tree.state._replace(key=key), tree.best))
+    return [np.asarray(leaf).tobytes() for leaf in leaves]

@@ -352,9 +352,12 @@ class BoundMechanism(NamedTuple):
 
     Attributes:
       init: params -> state.
-      client: ``(updates, state, ClientContext) -> updates``, noise by each client.
-      group: ``(group_sums, state, key) -> group_sums``, noise on each group's sum.
-      server: ``(aggregate, state, key) -> (aggregate, state)``, noise by the server.
+      client: ``(updates, state, key, bound) -> updates``, noise by each client. The
+        bound, float32 ``[]``, is the leaf that ``Message.bound`` names, in this round.
+      group: ``(group_sums, state, key, bound) -> group_sums``, noise on each group's
+        sum.
+      server: ``(total, state, key, bound) -> (total, state)``, noise by the server on
+        the sum of the messages, before it is divided by their expected number.
     """
 
     init: Callable[[Params], State]
