@@ -40,5 +40,6 @@ class Message:
 
     def uplink_bytes(self) -> int:
         """Returns the bytes that one client sends in one round."""
-        sent = math.ceil(self.num_params * self.density)
+        # A density of k / n must give k values, whatever float rounding makes of it.
+        sent = math.ceil(self.num_params * self.density * (1 - 1e-12))
         return math.ceil(sent * (self.bits + self.index_bits) / 8) + self.overhead_bytes

@@ -14,11 +14,6 @@ import jax.numpy as jnp
 ROUNDS = 16
 
 
-def permutation_words(key: jax.Array) -> jax.Array:
-    """Returns the random words, uint32 ``[2, ROUNDS]``, that fix a permutation."""
-    return jax.random.bits(key, (2, ROUNDS), jnp.uint32)
-
-
 def _scramble(x: jax.Array) -> jax.Array:
     # The 32-bit finaliser of MurmurHash3 (Appleby), which is in the public domain.
     x = x ^ (x >> 16)
@@ -26,6 +21,18 @@ def _scramble(x: jax.Array) -> jax.Array:
     x = x ^ (x >> 13)
     x = x * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
+
+
+def permutation_words(key: jax.Array) -> jax.Array:
+    """Returns the random words, uint32 ``[2, ROUNDS]``, that fix a permutation.
+
+    They are hashed from the key's own 64 bits: drawing them would cost more than all
+    else that orders an epoch.
+    """
+    data = jax.random.key_data(key)
+    counters = jnp.arange(2 * ROUNDS, dtype=jnp.uint32).reshape(2, ROUNDS)
+    mixed = _scramble(data[0] + counters * jnp.uint32(0x9E3779B9))
+    return _scramble(mixed ^ data[1])
 
 
 def permute(
@@ -36,7 +43,7 @@ def permute(
     Args:
       words: uint32 ``[2, ROUNDS]`` from ``permutation_words``.
       epoch: int32 ``[]``; every epoch has a permutation of its own.
-      positions: int32, any shape; those outside ``[0, n)`` give meaningless results.
+      positions: int32, any shape; one beyond the last counts as the last.
       n: int32 ``[]``, at least 1.
 
     Returns:
@@ -45,7 +52,8 @@ def permute(
     mixed = _scramble(words + epoch.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
     n = n.astype(jnp.uint32)
     pivots = mixed[0] % n
-    x = positions.astype(jnp.uint32)
+    # The filler of a short batch must not reach into another client's examples.
+    x = jnp.minimum(positions.astype(jnp.uint32), n - 1)
     for i in range(ROUNDS):
         partner = pivots[i] + jnp.where(x > pivots[i], n, jnp.uint32(0)) - x
         chooser = jnp.maximum(x, partner) + mixed[1, i]

@@ -291,6 +291,7 @@ class Sampling:
       cap: slots of a Poisson cohort; a draw beyond it is cut. None stands for mean
         plus six standard deviations.
       cycle: rounds until the same block of clients has its turn again; cyclic only.
+        Blocks are of one size: the last ``population % cycle`` clients have no turn.
 
     Raises:
       ValueError: for sizes that do not fit one another.
@@ -307,8 +308,10 @@ class Sampling:
             raise ValueError(
                 f"unknown sampling scheme {self.scheme!r}: fixed, poisson or cyclic"
             )
-        if self.population < 1:
-            raise ValueError(f"population must be 1 or more, not {self.population}")
+        if not 1 <= self.population < 2**31:
+            raise ValueError(
+                f"population must lie in [1, 2**31), not {self.population}"
+            )
         if self.cycle < 1 or (self.cycle > 1 and self.scheme != "cyclic"):
             raise ValueError(
                 f"cycle={self.cycle}: 1 or more, and above 1 with scheme='cyclic' only"

@@ -67,14 +67,20 @@ def build_cohort_fn(
             f"client {name!r} has no training examples: drop it, or change partition, "
             "split or window"
         )
-    if malicious is not None and np.shape(malicious) != (store.num_clients,):
-        raise DataError(
-            f"malicious has shape {np.shape(malicious)}, not ({store.num_clients},)"
-        )
-    if sizes.max() >= 2**31 or (not store.mapped and store.num_examples >= 2**31):
-        raise DataError("more examples than an int32 index reaches: map the store")
+    if malicious is not None:
+        malicious = np.asarray(malicious)
+        if malicious.shape != (store.num_clients,) or malicious.dtype != np.bool_:
+            raise DataError(
+                f"malicious must be bool of shape ({store.num_clients},), one flag a "
+                f"client, not {malicious.dtype} of shape {malicious.shape}"
+            )
     resident = None if store.mapped else to_examples(store)
     capacity = mapped_capacity(store, sampling.cohort_size) if store.mapped else 0
+    if capacity >= 2**31:
+        raise DataError(
+            f"a cohort may hold {capacity:,} examples, more than an int32 index "
+            "reaches: draw fewer clients in a round"
+        )
 
     def cohort_fn(round: int) -> Cohort:
         ids = draw_clients(sampling, seed, round)
@@ -160,6 +166,7 @@ def _gather_cohort(
         source = store.starts[example][:, None] + np.arange(store.window)
     rows = {}
     for name, values in store.rows.items():
+        # Not np.take into place: of rows that are not contiguous it copies the store.
         taken = values[source]
         held = np.zeros((max(capacity, total), *taken.shape[1:]), values.dtype)
         held[:total] = taken

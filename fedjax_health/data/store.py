@@ -175,19 +175,25 @@ def assemble(dataset: Dataset) -> np.ndarray:
     Raises:
       DataError: for a missing value in a modality that was declared complete.
     """
-    parts = []
+    x = np.empty((dataset.num_rows, assembled_width(dataset)), np.float32)
+    column = 0
     for name, values in dataset.features.items():
-        missing = np.isnan(values)
-        parts.append(np.where(missing, np.float32(0), values).astype(np.float32))
+        width = values.shape[1]
+        part = x[:, column : column + width]
+        part[:] = values
+        column += width
+        missing = np.isnan(part)
         if name in dataset.masked:
-            parts.append((~missing).astype(np.float32))
+            part[missing] = 0
+            x[:, column : column + width] = ~missing
+            column += width
         elif missing.any():
-            row, column = np.argwhere(missing)[0]
+            row, feature = np.argwhere(missing)[0]
             raise DataError(
                 f"modality {name!r} was declared complete, but "
-                f"{dataset.feature_names[name][column]} is missing in row {row}"
+                f"{dataset.feature_names[name][feature]} is missing in row {row}"
             )
-    return np.concatenate(parts, axis=1)
+    return x
 
 
 def assembled_width(dataset: Dataset) -> int:
@@ -207,7 +213,16 @@ def input_names(dataset: Dataset) -> tuple[str, ...]:
 
 
 def to_examples(store: ClientStore) -> Examples:
-    """Returns the whole store as device arrays, for gathering inside jit."""
+    """Returns the whole store as device arrays, for gathering inside jit.
+
+    Raises:
+      DataError: if there are more examples than an int32 index reaches.
+    """
+    if store.num_examples >= 2**31:
+        raise DataError(
+            f"{store.num_examples:,} examples are more than an int32 index reaches: "
+            "split the data, or train from a mapped store"
+        )
     starts = None if store.starts is None else jnp.asarray(store.starts)
     rows = {name: jnp.asarray(values) for name, values in store.rows.items()}
     return jax.block_until_ready(Examples(rows, starts, store.window))
@@ -217,13 +232,20 @@ def write_store(store: ClientStore, folder: str | Path) -> None:
     """Writes a store as plain ``.npy`` files that ``open_store`` maps.
 
     Raises:
-      DataError: if the folder exists already.
+      DataError: if the folder exists already, or an array cannot be a plain file.
     """
     folder = Path(folder)
     if folder.exists():
         raise DataError(f"{folder} exists already: choose another folder")
+    for name, values in store.rows.items():
+        if not name or "/" in name or "\\" in name:
+            raise DataError(f"array name {name!r} cannot be a file name: rename it")
+        if values.dtype.hasobject:
+            raise DataError(f"array {name!r} holds Python objects: make it numeric")
     folder.mkdir(parents=True)
     for name, values in store.rows.items():
+        # Row by row on disk, so that gathering a client reads its own pages alone.
+        values = np.ascontiguousarray(values)
         np.save(folder / f"rows-{name}.npy", values, allow_pickle=False)
     np.save(folder / "offsets.npy", store.offsets, allow_pickle=False)
     if store.starts is not None:
@@ -251,28 +273,48 @@ def open_store(folder: str | Path) -> ClientStore:
         raise DataError(
             f"{folder} holds no finished store ({error}): write it with write_store"
         ) from None
-    if header.get("format") != _FORMAT:
-        raise DataError(f"{folder}: unknown store format {header.get('format')!r}")
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != _FORMAT:
+        raise DataError(f"{folder}: unknown store format {found!r}, not {_FORMAT!r}")
     try:
+        window, names = header["window"], header["client_names"]
         rows = {
             name: np.load(folder / f"rows-{name}.npy", mmap_mode="r")
             for name in header["rows"]
         }
         offsets = np.load(folder / "offsets.npy")
-        windowed = header["window"] is not None
-        starts = np.load(folder / "starts.npy", mmap_mode="r") if windowed else None
-    except (OSError, ValueError) as error:
+        starts = (
+            None if window is None else np.load(folder / "starts.npy", mmap_mode="r")
+        )
+    except KeyError as error:
+        raise DataError(
+            f"{folder}: {_HEADER} has no {error}: write the store again"
+        ) from None
+    except (OSError, EOFError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: {error}: write the store again") from None
-    names = header["client_names"]
-    lengths = {len(values) for values in rows.values()}
-    examples = len(starts) if starts is not None else next(iter(lengths))
-    if len(lengths) != 1 or examples != offsets[-1]:
-        raise DataError(f"{folder}: lengths of the arrays do not fit: write it again")
+    _check_fit(folder, rows, starts, window, offsets, names)
     return ClientStore(
         rows,
         starts,
-        header["window"],
+        window,
         offsets,
         tuple(names) if names is not None else None,
         mapped=True,
     )
+
+
+def _check_fit(folder: Path, rows, starts, window, offsets, names) -> None:
+    """Refuses files that do not belong together, without reading the rows."""
+    lengths = {len(values) for values in rows.values()}
+    fits = len(lengths) == 1 and offsets.ndim == 1 and len(offsets) > 1
+    if fits:
+        num_rows = lengths.pop()
+        examples = num_rows if starts is None else len(starts)
+        fits = offsets[0] == 0 and offsets[-1] == examples
+        fits = fits and bool(np.all(np.diff(offsets) >= 0))
+        fits = fits and (names is None or len(names) == len(offsets) - 1)
+        # Starts rise, so the last window tells whether rows are missing.
+        if fits and starts is not None and examples:
+            fits = starts[0] >= 0 and int(starts[-1]) + window <= num_rows
+    if not fits:
+        raise DataError(f"{folder}: lengths of the arrays do not fit: write it again")

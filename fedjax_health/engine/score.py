@@ -30,6 +30,10 @@ def build_scorer(
       model: the detector.
       store: the examples; put onto the devices once.
       mesh: the devices that share the work; None for the default one.
+
+    Raises:
+      DataError: if the store is too large for an int32 index.
+      ValueError: by the scorer, for a range outside the store.
     """
     examples = to_examples(store)
     devices = 1 if mesh is None else mesh.size
@@ -40,9 +44,16 @@ def build_scorer(
 
     def score(params: Params, first: int = 0, count: int | None = None) -> np.ndarray:
         count = store.num_examples - first if count is None else count
+        if first < 0 or count < 0 or first + count > store.num_examples:
+            raise ValueError(
+                f"examples {first:,} to {first + count:,} lie outside the store, which "
+                f"has {store.num_examples:,}"
+            )
+        if count == 0:
+            return np.zeros(0, np.float32)
         chunks = -(-count // CHUNK)
         chunks = -(-chunks // devices) * devices
-        index = first + np.minimum(np.arange(chunks * CHUNK), max(count - 1, 0))
+        index = first + np.minimum(np.arange(chunks * CHUNK), count - 1)
         probabilities = run(params, examples, index.astype(np.int32).reshape(-1, CHUNK))
         return np.asarray(probabilities).reshape(-1)[:count]
 

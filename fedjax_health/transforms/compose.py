@@ -82,10 +82,17 @@ def chain(*transforms: ClientTransform) -> ClientTransform:
 
     def check(message: Message) -> Message:
         for i, part in enumerate(transforms):
-            before = message.bound
-            message = part.check(message)
-            if message.bound is not None and message.bound != before:
-                message = dataclasses.replace(message, bound=f"{i}/{message.bound}")
+            # Marked as coming from outside, an earlier bound that is kept cannot be
+            # mistaken for a new one of the same name, a nested chain's for instance.
+            before = None if message.bound is None else f"../{message.bound}"
+            checked = part.check(dataclasses.replace(message, bound=before))
+            if checked.bound is None:
+                bound = None
+            elif checked.bound == before:
+                bound = message.bound
+            else:
+                bound = f"{i}/{checked.bound}"
+            message = dataclasses.replace(checked, bound=bound)
         return message
 
     return ClientTransform(
