@@ -1,0 +1,180 @@
+"""What every public transform promises; a new one joins by being in ``__all__``."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_health import transforms
+from fedjax_health.core import trees
+from fedjax_health.core.message import Message
+from fedjax_health.core.rng import root_key
+from fedjax_health.core.types import ClientContext, ClientTransform
+from fedjax_health.transforms.compose import bound_leaf
+
+# A constructor that cannot be called without arguments has its own here.
+ARGUMENTS: dict[str, tuple] = {
+    "chain": (transforms.clip_l2(1.5), transforms.identity()),
+    "clip_l2": (2.0,),
+}
+
+
+def build(name) -> ClientTransform:
+    return getattr(transforms, name)(*ARGUMENTS.get(name, ()))
+
+
+def public_transforms():
+    return [
+        name
+        for name in transforms.__all__
+        if callable(getattr(transforms, name))
+        and not inspect.isclass(getattr(transforms, name))
+    ]
+
+
+every_transform = pytest.mark.parametrize("name", public_transforms())
+
+
+def trees_of_updates():
+    rng = np.random.default_rng(0)
+    return {
+        "nested": {
+            "kernel": jnp.asarray(rng.normal(size=(6, 5)), jnp.float32),
+            "rest": [jnp.asarray(rng.normal(size=7), jnp.float32), jnp.float32(0.3)],
+        },
+        "bare": jnp.asarray(rng.normal(size=33), jnp.float32),
+    }
+
+
+def context_for(transform, params, seed=0):
+    return ClientContext(
+        key=root_key(seed),
+        round=jnp.int32(4),
+        weight=jnp.float32(3),
+        params=params,
+        shared=transform.init_server(params),
+    )
+
+
+def assert_same_kind(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert jnp.shape(x) == jnp.shape(y)
+        assert jnp.result_type(x) == jnp.result_type(y)
+
+
+def assert_close(a, b):
+    assert_same_kind(a, b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@functools.cache
+def compiled(name, kind):
+    transform = build(name)
+    updates = trees_of_updates()[kind]
+    return transform, updates, jax.jit(transform.update)
+
+
+every_tree = pytest.mark.parametrize("kind", trees_of_updates())
+
+
+@every_tree
+@every_transform
+def test_structure_shapes_and_dtypes_are_kept(name, kind):
+    transform, updates, update = compiled(name, kind)
+    context = context_for(transform, updates)
+    memory = transform.init(updates)
+    sent, kept, report = update(updates, memory, context)
+    assert_same_kind(sent, updates)
+    assert_same_kind(kept, memory)
+    shared = transform.reduce(context.shared, report, root_key(1))
+    assert_same_kind(shared, context.shared)
+    # And once more from the memory that it left.
+    again, kept, _ = update(updates, kept, context._replace(shared=shared))
+    assert_same_kind(again, updates)
+    assert_same_kind(kept, memory)
+
+
+@every_tree
+@every_transform
+def test_jit_equals_eager(name, kind):
+    transform, updates, update = compiled(name, kind)
+    arguments = updates, transform.init(updates), context_for(transform, updates)
+    assert_close(update(*arguments), transform.update(*arguments))
+
+
+@every_tree
+@every_transform
+def test_a_mapped_cohort_equals_its_clients_one_by_one(name, kind):
+    transform, updates, update = compiled(name, kind)
+    factors = [1.0, -0.5, 20.0]
+    many = [jax.tree.map(lambda x, f=f: x * f, updates) for f in factors]
+    context = context_for(transform, updates)
+    keys = jax.random.split(root_key(3), 3)
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *many)
+    memory = transform.init(updates)
+
+    def one(value, key):
+        return transform.update(value, memory, context._replace(key=key))
+
+    mapped = jax.jit(jax.vmap(one))(stack, keys)
+    for i, value in enumerate(many):
+        alone = update(value, memory, context._replace(key=keys[i]))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), alone)
+
+
+@every_tree
+@every_transform
+def test_the_same_key_gives_the_same_message(name, kind):
+    transform, updates, update = compiled(name, kind)
+    arguments = updates, transform.init(updates), context_for(transform, updates)
+    first, second = update(*arguments), update(*arguments)
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@every_transform
+def test_zero_updates_give_finite_messages(name):
+    transform, updates, update = compiled(name, "nested")
+    zeros = jax.tree.map(jnp.zeros_like, updates)
+    context = context_for(transform, updates)
+    sent, kept, report = update(zeros, transform.init(updates), context)
+    for x in jax.tree.leaves((sent, kept, report)):
+        assert np.all(np.isfinite(np.asarray(x, np.float64)))
+
+
+@every_transform
+def test_check_yields_a_message_of_the_same_model(name):
+    message = build(name).check(Message(num_params=1000))
+    assert message.num_params == 1000
+    assert 0 < message.density <= 1
+    assert message.bits > 0
+    assert message.uplink_bytes() > 0
+
+
+@every_transform
+def test_equal_arguments_share_their_functions(name):
+    one, other = build(name), build(name)
+    assert one.update is other.update
+    assert one.reduce is other.reduce
+
+
+@every_tree
+@every_transform
+def test_an_announced_bound_holds(name, kind):
+    transform, updates, update = compiled(name, kind)
+    message = transform.check(Message(num_params=trees.num_params(updates)))
+    if message.bound is None:
+        pytest.skip("announces no bound")
+    context = context_for(transform, updates)
+    bound = float(bound_leaf(context.shared, message.bound))
+    assert 0 < bound < np.inf
+    for factor in (0.0, 1e-8, 1e-3, 1.0, 1e3, 1e12):
+        large = jax.tree.map(lambda x, f=factor: x * f, updates)
+        sent, _, _ = update(large, transform.init(updates), context)
+        leaves = [np.ravel(x).astype(np.float64) for x in jax.tree.leaves(sent)]
+        assert np.linalg.norm(np.concatenate(leaves)) <= bound * (1 + 1e-5)
