@@ -371,7 +371,7 @@ def test_the_hash_follows_every_field_and_nothing_else():
 names = st.text(
     st.characters(min_codepoint=1, exclude_categories=("Cs",)), min_size=1, max_size=6
 )
-numbers = st.floats(1e-300, 1e300, exclude_min=True)
+numbers = st.floats(1e-300, 1e38, exclude_min=True)
 
 
 @settings(max_examples=60, deadline=None)

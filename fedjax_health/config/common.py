@@ -13,9 +13,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every record: immutable, and no field beside those that are declared."""
 
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+# Counts reach the devices as int32.
+LARGEST = 2**31 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

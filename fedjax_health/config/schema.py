@@ -18,6 +18,8 @@ from msgspec import inspect as types
 from fedjax_health.config.common import ConfigError
 
 MISSING = object()
+# The greatest float32: beyond it a number would train as infinity.
+GREATEST = (2 - 2.0**-23) * 2.0**127
 
 
 def normalise(raw: Any, schema: types.Type, path: str, default: Any = None) -> Any:
@@ -70,6 +72,8 @@ def normalise(raw: Any, schema: types.Type, path: str, default: Any = None) -> A
                 )
             return raw
     _refuse_unsafe(raw, path)
+    if _is(schema, types.FloatType) and isinstance(raw, float) and abs(raw) > GREATEST:
+        raise ConfigError(f"config: {path}: {raw} is too large for a 32-bit float")
     return raw
 
 

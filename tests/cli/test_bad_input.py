@@ -75,6 +75,11 @@ def test_a_missing_file(refused):
     assert refused("data.path=wrad.csv") == "wrad.csv does not exist; check the path"
 
 
+def test_a_name_that_no_file_can_have(refused):
+    text = refused('data.path="ward\\u0000.csv"')
+    assert text == "'ward\\x00.csv' cannot be read: embedded null byte"
+
+
 def test_no_file_named(refused):
     assert "--set data.path=FILE" in refused(config="wustl")
 
@@ -232,6 +237,9 @@ def test_a_split_that_leaves_nothing(refused):
         ("rounds=2.5", ("rounds: 2.5",)),
         ("local.optimizer.learning_rate=nan", ("learning_rate: nan", "finite")),
         ("local.optimizer.learning_rate=inf", ("learning_rate: inf", "finite")),
+        ("local.optimizer.learning_rate=1e39", ("1e+39", "32-bit")),
+        ("server.learning_rate=-1e39", ("-1e+39",)),
+        ("local.steps=99999999999", ("local.steps: 99999999999", "2147483647")),
         ("local.optimizer.learning_rate=-1", ("learning_rate: -1",)),
         ("local.optimizer.momentum=1.0", ("momentum: 1.0",)),
         ("dropout=1.5", ("dropout: 1.5",)),
@@ -353,3 +361,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace, capsys, monkeypatch,
         # The last two good ones.
         assert steps == list(range(1, first + 1))[-2:]
         assert all((paths.checkpoints / str(s) / MANIFEST).is_file() for s in steps)
+    if not first:
+        return
+    # A checkpoint of another configuration.
+    text = paths.config.read_text()
+    assert "momentum = 0.0" in text
+    paths.config.write_text(text.replace("momentum = 0.0", "momentum = 0.5", 1))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command)
+    text = one_error(caught.value.code, capsys.readouterr().err)
+    assert "wild: the configuration has changed since the checkpoint" in text
+    assert len(records.read_jsonl(paths.metrics)) == first

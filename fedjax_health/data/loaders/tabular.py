@@ -233,10 +233,15 @@ def _open(file: Path, roles: ColumnRoles) -> _Source:
             raise DataError(f"{file} is empty")
         with file.open("rb") as stream:
             head = stream.read(4096)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{file} does not exist; check the path") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        # A name that no file can have, such as one with a null character.
+        raise DataError(f"{str(file)!r} cannot be read: {error}") from None
     if head.startswith(b"PAR1") or file.suffix.lower() in (".parquet", ".pq"):
         return _open_parquet(file)
     if head.startswith(b"\x1f\x8b"):
