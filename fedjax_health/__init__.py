@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 _HOME = {
     "aggregators": "fedjax_health.aggregators",
-    "attacks": "fedjax_health.attacks",
     "data": "fedjax_health.data",
     "losses": "fedjax_health.losses",
     "metrics": "fedjax_health.metrics",

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fedjax_health.core import trees
 from fedjax_health.core.message import Message
 from fedjax_health.core.types import Aggregator, Metrics, Params, State, Updates
 
@@ -24,7 +25,7 @@ def _update(
     def average(x: jax.Array) -> jax.Array:
         # A row of weight 0 is absent: whatever it holds must not reach the sum.
         present = (weights > 0).reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.tensordot(shares.astype(x.dtype), jnp.where(present, x, 0), axes=1)
+        return trees.weighted_sum(shares, jnp.where(present, x, 0))
 
     return jax.tree.map(average, stacked), state, {}
 

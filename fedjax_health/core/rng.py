@@ -8,8 +8,12 @@ client sees the same numbers however the cohort is laid out over devices.
 import enum
 
 import jax
+import jax.numpy as jnp
 
 Key = jax.Array
+
+# Stands where a client's id would, for the server's own draws; client ids are int32.
+SERVER = 2**32 - 1
 
 
 class Stream(enum.IntEnum):
@@ -54,11 +58,12 @@ def key_for(
       root: the run's root key.
       stream: the purpose.
       round: the round, or None for a draw outside rounds.
-      client_id: the client's id in the population (not its row in the cohort).
+      client_id: the client's id in the population (not its row in the cohort), or
+        ``SERVER``: a draw without an id would be the parent of the clients' keys.
       step: the local step.
     """
     key = jax.random.fold_in(root, int(stream))
     for number in (round, client_id, step):
         if number is not None:
-            key = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(key, jnp.asarray(number, jnp.uint32))
     return key

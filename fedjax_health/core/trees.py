@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 Tree = Any
 
+# Accelerators round the factors of a product by default; a bound or a mean must not.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 def add(a: Tree, b: Tree) -> Tree:
     """Returns ``a + b``, leaf by leaf."""
@@ -39,7 +42,13 @@ def squared_norm(tree: Tree) -> jax.Array:
     """Returns the squared L2 norm over all leaves, float32."""
     # As inner products: XLA's CPU reductions take several times as long.
     flat = [x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(tree)]
-    return sum((jnp.dot(x, x) for x in flat), jnp.float32(0))
+    products = (jnp.dot(x, x, precision=_EXACT) for x in flat)
+    return sum(products, jnp.float32(0))
+
+
+def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns ``sum_i weights[i] * rows[i]`` of one leaf, in its dtype."""
+    return jnp.tensordot(weights.astype(rows.dtype), rows, 1, precision=_EXACT)
 
 
 def num_params(tree: Tree) -> int:

@@ -6,7 +6,7 @@ stand together, within them rows of one entity, within those time does not decre
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def check_dataset(dataset: Dataset, *, source: str = "the data"):
         raise DataError(f"{source}: there are no rows")
     if not dataset.features:
         raise DataError(f"{source}: features is empty; name at least one modality")
-    columns = {
+    columns: dict[str, tuple[Any, Any]] = {
         name: (np.float32, getattr(dataset, name)) for name in ("label", "oracle")
     }
     columns["attack"] = (np.int32, dataset.attack)
@@ -200,10 +200,10 @@ def _check_features(dataset: Dataset, source: str):
                 f"{source}: features[{name!r}] is {_kind(values)}; give float32 "
                 f"{wanted}"
             )
-        infinite = np.isinf(values).any(axis=1)
+        infinite = np.any(np.isinf(values), axis=1)
         _refuse_rows(infinite, source, f"features[{name!r}] is infinite")
         if name not in dataset.masked:
-            missing = np.isnan(values).any(axis=1)
+            missing = np.any(np.isnan(values), axis=1)
             what = f"features[{name!r}] has no value; add {name!r} to masked"
             _refuse_rows(missing, source, what)
 

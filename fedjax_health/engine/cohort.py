@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_health.client import ClientData, LocalContext, build_train
 from fedjax_health.core import trees
 from fedjax_health.core.permutation import permutation_words
-from fedjax_health.core.rng import Stream, key_for
+from fedjax_health.core.rng import SERVER, Stream, key_for
 from fedjax_health.core.types import (
     ClientBatches,
     ClientContext,
@@ -85,7 +85,7 @@ def train_cohort(
 
         def total(x: jax.Array, factors: jax.Array) -> jax.Array:
             present = good.reshape(-1, *[1] * (x.ndim - 1))
-            return jnp.tensordot(factors.astype(x.dtype), jnp.where(present, x, 0), 1)
+            return trees.weighted_sum(factors, jnp.where(present, x, 0))
 
         ones = good.astype(jnp.float32)
         sums = {"reports": jax.tree.map(lambda x: total(x, ones), reports)}
@@ -259,9 +259,8 @@ def root_updates(
     assert root_batches is not None
     optimizer = structure.optimizer.build(state.hyper["local"], state.round)
     train = build_train(structure.loss_fn, optimizer, structure.batch_size, None)
-    server_id = state.hyper["population"].astype(jnp.int32)
-    data_key = key_for(state.key, Stream.DATA, state.round, server_id)
-    train_key = key_for(state.key, Stream.TRAIN, state.round, server_id)
+    data_key = key_for(state.key, Stream.DATA, state.round, SERVER)
+    train_key = key_for(state.key, Stream.TRAIN, state.round, SERVER)
     steps = _planned_steps(structure, state, root_batches)
     data = ClientData(
         examples=root_batches.arrays,
@@ -270,7 +269,9 @@ def root_updates(
         num_steps=steps.reshape(()),
         words=permutation_words(data_key),
         train_key=train_key,
-        attack=DataAttackContext(train_key, server_id, jnp.bool_(False), state.round),
+        attack=DataAttackContext(
+            train_key, jnp.int32(-1), jnp.bool_(False), state.round
+        ),
     )
     trained, _ = train(data, state.params)
     shared = functools.partial(shared_leaves, structure.personal)

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from fedjax_health.core import trees
-from fedjax_health.core.rng import Key, Stream, key_for
+from fedjax_health.core.rng import SERVER, Key, Stream, key_for
 from fedjax_health.core.types import (
     AggregationContext,
     AttackContext,
@@ -69,7 +69,7 @@ def _step(
     total_weight = jnp.sum(weights)
 
     attack = state.attack
-    aggregate_key = key_for(state.key, Stream.AGGREGATE, state.round)
+    aggregate_key = key_for(state.key, Stream.AGGREGATE, state.round, SERVER)
     rule_metrics: Metrics = {}
     aggregator = state.aggregator
     if trained.stacked is None:
@@ -108,7 +108,7 @@ def _step(
             total, mechanism = server_noise(
                 total,
                 mechanism,
-                key_for(state.key, Stream.MECHANISM, state.round),
+                key_for(state.key, Stream.MECHANISM, state.round, SERVER),
                 bound_of(structure, state),
             )
         aggregate = trees.scale(total, 1.0 / state.hyper["expected"])
@@ -128,7 +128,7 @@ def _step(
         previous = trees.select(accept, aggregate, attack["previous"])
         attack = {**attack, "previous": previous}
 
-    transform_key = key_for(state.key, Stream.TRANSFORM, state.round)
+    transform_key = key_for(state.key, Stream.TRANSFORM, state.round, SERVER)
     shared = {
         "algorithm": structure.reduce_algorithm(
             state.shared["algorithm"],
@@ -183,7 +183,7 @@ def _forge(
         malicious,
         state.attack["state"],
         AttackContext(
-            key=key_for(state.key, Stream.ATTACK, state.round),
+            key=key_for(state.key, Stream.ATTACK, state.round, SERVER),
             round=state.round,
             params=shared_leaves(structure.personal, state.params),
             previous_aggregate=state.attack["previous"],

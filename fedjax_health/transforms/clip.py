@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_health.core import trees
@@ -17,11 +16,7 @@ from fedjax_health.core.types import (
     State,
     Updates,
 )
-
-
-def _init(params: Params) -> State:
-    del params
-    return ()
+from fedjax_health.transforms.compose import keep_shared, no_memory
 
 
 def _clip(
@@ -32,11 +27,6 @@ def _clip(
     # A norm of zero divides by the bound and stays zero.
     factor = bound / jnp.maximum(norm, bound)
     return trees.scale(updates, factor), memory, ()
-
-
-def _keep(shared: Shared, report: Report, key: jax.Array) -> Shared:
-    del report, key
-    return shared
 
 
 def _check(message: Message) -> Message:
@@ -64,10 +54,10 @@ def clip_l2(max_norm: float) -> ClientTransform:
             f"clip_l2: max_norm must be finite and above 0, not {max_norm}"
         )
     return ClientTransform(
-        _init,
+        no_memory,
         functools.partial(_init_server, float(max_norm)),
         _clip,
-        _keep,
+        keep_shared,
         _check,
     )
 

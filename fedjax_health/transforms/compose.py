@@ -18,7 +18,8 @@ from fedjax_health.core.types import (
 )
 
 
-def _nothing(params: Params) -> State:
+def no_memory(params: Params) -> State:
+    """The memory of a transform that remembers nothing."""
     del params
     return ()
 
@@ -30,7 +31,8 @@ def _pass_on(
     return updates, memory, ()
 
 
-def _keep(shared: Shared, report: Report, key: jax.Array) -> Shared:
+def keep_shared(shared: Shared, report: Report, key: jax.Array) -> Shared:
+    """The server half of a transform that broadcasts the same value for ever."""
     del report, key
     return shared
 
@@ -42,7 +44,7 @@ def _same(message: Message) -> Message:
 @functools.cache
 def identity() -> ClientTransform:
     """Sends the updates as they are."""
-    return ClientTransform(_nothing, _nothing, _pass_on, _keep, _same)
+    return ClientTransform(no_memory, no_memory, _pass_on, keep_shared, _same)
 
 
 @functools.cache

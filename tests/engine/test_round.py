@@ -123,7 +123,7 @@ def test_ten_runs_that_differ_in_numbers_compile_once():
             "server_optimizer": Optimizer(optax.sgd, {"learning_rate": 1.0 - i / 20}),
             "transforms": (double_clip(0.1 * (i + 1)),),
             "epochs": 1 + i % 3,
-            "dropout": i / 100,
+            "dropout": (i + 1) / 100,
         }
         run(plan(**changes), seed=i, rounds=2, loss_fn=traced_loss)
         if i == 0:

@@ -1,1 +1,0 @@
-"""Attacks on data and on updates."""

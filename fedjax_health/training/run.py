@@ -1,0 +1,246 @@
+"""A configuration is trained into a run folder, and an interrupted run goes on.
+
+What a run computes depends on its configuration and data alone. After every segment of
+rounds its lines are appended to ``metrics.jsonl`` and, when due, the state is saved;
+whatever a kill leaves behind after the last checkpoint is dropped and done again, so
+that a resumed run ends with the bytes of an uninterrupted one.
+"""
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_health import build, records
+from fedjax_health.config import Config, load, to_toml
+from fedjax_health.core.rng import root_key
+from fedjax_health.core.types import RoundState
+from fedjax_health.data.preprocess import save_scaler
+from fedjax_health.data.sampling import build_cohort_fn
+from fedjax_health.engine import checkpoint
+from fedjax_health.engine.run import run_rounds
+from fedjax_health.records import Progress, RunFolder
+from fedjax_health.training.best import Best, better, no_best, out_of_patience
+from fedjax_health.training.result import (
+    finish,
+    part_scorer,
+    scoring_view,
+    validation_figures,
+    with_folder,
+)
+from fedjax_health.training.setup import (
+    Run,
+    disk_bytes,
+    machine,
+    prepare_run,
+    run_context,
+)
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: RoundState
+    best: Best
+
+
+def train(config: Config, folder: str | Path, progress: Progress) -> dict[str, Any]:
+    """Trains a detector into a new run folder.
+
+    Args:
+      config: the configuration.
+      folder: the run folder; absent or empty.
+      progress: told what happens.
+
+    Returns:
+      The result: metrics of the best model on the test part, and what it was.
+
+    Raises:
+      RunFolderError: if the folder is in use or the disk too small.
+      ConfigError, DataError, CompositionError: before anything is trained.
+      NonFiniteLossError: if training diverges; the last checkpoint is kept.
+    """
+    records.check_unused(folder)
+    run = prepare_run(config, progress)
+    needed = disk_bytes(run)
+    records.require_free_space(folder, needed)
+    paths = records.create_folder(folder)
+    with records.locked(paths):
+        records.write_json(paths.environment, records.environment(**machine(run)))
+        save_scaler(run.prepared.scaler, paths.preprocessing)
+        # Last of the files that describe the run: with it there is a run to resume.
+        records.write_text(paths.config, to_toml(config))
+        state = run.built.algorithm.init(root_key(config.seed), run.built.params)
+        return _go_on(
+            run, paths, Saved(state, no_best(scoring_view(run, state))), progress
+        )
+
+
+def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
+    """Goes on with a run from its last whole checkpoint.
+
+    Args:
+      folder: the run folder.
+      progress: told what happens.
+
+    Returns:
+      The result, as the uninterrupted run would have returned it.
+
+    Raises:
+      RunFolderError: if there is no run, or another process works on it.
+      CheckpointError: if the configuration or the data have changed since, or every
+        checkpoint is damaged.
+    """
+    paths = records.open_folder(folder)
+    config = load(str(paths.config))
+    with records.locked(paths):
+        if paths.result.is_file():
+            progress.on_message(f"{folder}: this run is complete")
+            return with_folder(records.read_json(paths.result), paths)
+        run = prepare_run(config, progress)
+        state = run.built.algorithm.init(root_key(config.seed), run.built.params)
+        saved = Saved(state, no_best(scoring_view(run, state)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            restored = checkpoint.restore_latest(
+                paths.checkpoints,
+                saved,
+                check=lambda context: _refuse_other_run(
+                    context, run_context(run), paths
+                ),
+            )
+        for warning in caught:
+            if issubclass(warning.category, checkpoint.DamagedCheckpointWarning):
+                progress.on_message(f"warning: {warning.message}")
+        if restored is not None:
+            _warn_of_machine(restored.context, run_context(run), paths, progress)
+            saved = restored.tree
+        done = int(saved.state.round)
+        for lines in (paths.metrics, paths.timings):
+            records.truncate_jsonl(lines, lambda row: row["round"] <= done)
+        return _go_on(run, paths, saved, progress)
+
+
+def _refuse_other_run(
+    saved: dict[str, Any], now: dict[str, Any], paths: RunFolder
+) -> None:
+    changed = {"config": "configuration", "data": "data"}
+    for name, what in changed.items():
+        if saved.get(name) != now[name]:
+            raise checkpoint.CheckpointError(
+                f"{paths.root}: the {what} has changed since the checkpoint was "
+                "written: put it back, or start a new run"
+            )
+
+
+def _warn_of_machine(
+    saved: dict[str, Any], now: dict[str, Any], paths: RunFolder, progress: Progress
+) -> None:
+    differ = [name for name in now if saved.get(name) != now[name]]
+    if differ:
+        text = ", ".join(f"{name} {saved.get(name)} -> {now[name]}" for name in differ)
+        progress.on_message(f"warning: bits may differ from the first run: {text}")
+        environment = records.read_json(paths.environment)
+        resumed = [*environment.get("resumed", []), {n: now[n] for n in differ}]
+        records.write_json(paths.environment, {**environment, "resumed": resumed})
+
+
+def _go_on(
+    run: Run, paths: RunFolder, saved: Saved, progress: Progress
+) -> dict[str, Any]:
+    """Trains from a saved state to the end and writes the result."""
+    config, built = run.config, run.built
+    mesh = build.build_mesh(config.devices)
+    validation = part_scorer(run, run.prepared.parts.validation, mesh)
+    cohorts = build_cohort_fn(
+        run.prepared.store,
+        built.sampling,
+        config.seed,
+        malicious=built.malicious,
+    )
+    checkpoints = checkpoint.open_checkpoints(
+        paths.checkpoints, keep=config.checkpoint.keep
+    )
+    first = int(saved.state.round)
+    best = saved.best
+    segment = math.gcd(config.evaluation.every, config.checkpoint.every)
+    progress.on_start(total_rounds=config.rounds, first_round=first)
+    clock = time.monotonic()
+
+    def on_segment(state: RoundState, metrics: dict[str, np.ndarray]) -> bool:
+        nonlocal best, clock
+        done = int(state.round)
+        last = done == config.rounds
+        seconds = time.monotonic() - clock
+        rounds = len(metrics["loss"])
+        lines = _lines(metrics, done - rounds)
+        value = None
+        stop = False
+        if last or done % config.evaluation.every == 0:
+            view = scoring_view(run, state)
+            scores = validation(view)
+            figures = validation_figures(run, scores)
+            lines[-1].update(figures)
+            value = figures["validation_auroc"]
+            best = better(best, view, figures, done, config)
+            stop = out_of_patience(best, config)
+        records.append_jsonl(paths.metrics, lines)
+        evaluated = time.monotonic()
+        if last or stop or done % config.checkpoint.every == 0:
+            with records.clear_errors(paths.checkpoints):
+                checkpoint.save(checkpoints, done, Saved(state, best), run_context(run))
+        now = time.monotonic()
+        clients = float(np.sum(metrics["num_clients"]))
+        timing = {
+            "round": done,
+            "rounds": rounds,
+            "training_s": seconds,
+            "evaluation_s": evaluated - clock - seconds,
+            "checkpoint_s": now - evaluated,
+            "clients_per_s": clients / max(seconds, 1e-9),
+        }
+        records.append_jsonl(paths.timings, [timing])
+        progress.on_round(
+            round=done,
+            loss=float(metrics["loss"][-1]),
+            clients_per_s=timing["clients_per_s"],
+            validation=value,
+        )
+        for round, count in enumerate(metrics["non_finite"], done - rounds + 1):
+            if count:
+                progress.on_message(
+                    f"round {round}: {count} non-finite client update(s) masked"
+                )
+        clock = time.monotonic()
+        return stop
+
+    if first < config.rounds and not out_of_patience(best, config):
+        run_rounds(
+            built.algorithm,
+            saved.state,
+            cohorts,
+            config.rounds - first,
+            on_segment=on_segment,
+            segment=segment,
+        )
+    return finish(run, paths, best, mesh)
+
+
+def _lines(metrics: dict[str, np.ndarray], first: int) -> list[dict[str, Any]]:
+    """Returns one line a round; nothing in them depends on the clock."""
+    rounds = len(metrics["loss"])
+    skipped = {"bad_clients", "accepted"}
+    return [
+        {
+            "round": first + i + 1,
+            **{n: v[i].item() for n, v in metrics.items() if _is_line(n, v, skipped)},
+        }
+        for i in range(rounds)
+    ]
+
+
+def _is_line(name: str, values: np.ndarray, skipped: set[str]) -> bool:
+    return name not in skipped and values.ndim == 1

@@ -1,0 +1,94 @@
+"""What a run is made of before its first round."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_health import build, records
+from fedjax_health.config import Config, Custom, Table, Wustl, config_hash
+from fedjax_health.core import trees
+from fedjax_health.core.rng import root_key
+from fedjax_health.data.preprocess import summary
+from fedjax_health.data.schema import Dataset, dataset_sha256
+from fedjax_health.engine.devices import available_cores
+from fedjax_health.records import Progress
+
+# A run folder's lines, predictions and settings beside its checkpoints.
+SMALL_FILES = 32 << 20
+
+
+class Run(NamedTuple):
+    """A configuration with all that was built from it."""
+
+    config: Config
+    prepared: build.Prepared
+    built: build.Built
+    data_sha256: str | None
+
+
+def prepare_run(config: Config, progress: Progress) -> Run:
+    """Builds everything that a configuration names; nothing is trained."""
+    dataset = build.build_dataset(config)
+    prepared = build.prepare(config, dataset)
+    train_part = summary(prepared.parts.train)
+    progress.on_message(
+        f"data: {dataset.num_rows:,} rows, {train_part.num_clients:,} clients, "
+        f"{100 * float(np.mean(dataset.label)):.1f} % positive; "
+        f"{prepared.store.num_examples:,} training examples"
+    )
+    if train_part.single_class_clients:
+        progress.on_message(
+            f"{len(train_part.single_class_clients)} of {train_part.num_clients} "
+            "clients have one class only in training"
+        )
+    built = build.build(config, prepared)
+    progress.on_message(f"clients: {built.algorithm.parallelism}")
+    return Run(config, prepared, built, _data_digest(config, dataset))
+
+
+def _data_digest(config: Config, dataset: Dataset) -> str | None:
+    """Returns what tells changed data; None where the configuration says it all."""
+    match config.data:
+        case Custom():
+            return dataset_sha256(dataset)
+        case Table(path=path) | Wustl(path=path):
+            return records.file_sha256(path)
+    return None
+
+
+def machine(run: Run) -> dict[str, Any]:
+    """Returns what the bits of a run may depend on beside its configuration."""
+    return {
+        "devices": jax.local_device_count(),
+        "platform": jax.default_backend(),
+        "processes": jax.process_count(),
+        "threads": available_cores(),
+        "parallelism": run.built.algorithm.parallelism,
+    }
+
+
+def run_context(run: Run) -> dict[str, Any]:
+    """Returns what must hold, or is warned about, when a checkpoint is used again."""
+    return {
+        "config": config_hash(run.config),
+        "data": run.data_sha256,
+        **machine(run),
+        "jax": jax.__version__,
+    }
+
+
+def state_bytes(run: Run) -> int:
+    """Returns the bytes of a run's state on one device."""
+    state = jax.eval_shape(
+        run.built.algorithm.init, root_key(run.config.seed), run.built.params
+    )
+    return trees.num_bytes(state._replace(key=()))
+
+
+def disk_bytes(run: Run) -> int:
+    """Returns the bytes that a run folder may grow to."""
+    # A checkpoint holds the state and the best model; one more is written than kept.
+    one = 2 * state_bytes(run)
+    test = run.prepared.parts.test.num_rows * 64
+    return one * (run.config.checkpoint.keep + 1) + test + SMALL_FILES
