@@ -284,7 +284,7 @@ def build_loss(settings: Config, model: Model) -> LossFn:
                 model, positive_weight=chosen.positive_weight, burn_in=chosen.burn_in
             )
         case Custom():
-            loss_fn = call_custom(chosen, model, path="loss")
+            loss_fn: Any = call_custom(chosen, model, path="loss")
             if not callable(loss_fn):
                 raise _misfit(chosen, loss_fn, "LossFn", path="loss")
             return loss_fn

@@ -15,6 +15,7 @@ from fedjax_health import records, training
 from fedjax_health.config import parse
 from fedjax_health.engine.checkpoint import MANIFEST, CheckpointError
 from fedjax_health.records import RunFolderError
+from fedjax_health.training import setup
 from tests import tiny
 
 OVERRIDES = ("rounds=6",)
@@ -177,8 +178,8 @@ def test_with_every_checkpoint_damaged_nothing_is_trained(broken):
 
 
 def test_another_thread_pool_is_a_warning_and_is_recorded(broken, whole, monkeypatch):
-    cores = training.available_cores()
-    monkeypatch.setattr(training, "available_cores", lambda: cores + 3)
+    cores = setup.available_cores()
+    monkeypatch.setattr(setup, "available_cores", lambda: cores + 3)
     (told,) = [text for text in resume(broken) if text.startswith("warning: ")]
     assert told == (
         f"warning: bits may differ from the first run: threads {cores} -> {cores + 3}"

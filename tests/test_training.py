@@ -13,6 +13,8 @@ from fedjax_health import records, training
 from fedjax_health.config import parse
 from fedjax_health.data.preprocess import load_scaler
 from fedjax_health.records import RunFolderError
+from fedjax_health.training.result import part_scorer
+from fedjax_health.training.setup import prepare_run
 from tests import tiny
 
 PATIENCE = ("evaluation.every=1", "evaluation.patience=2", "rounds=6")
@@ -287,12 +289,12 @@ def test_describe_tells_sizes_and_runs_nothing(table, run, tmp_path, monkeypatch
 
 
 def test_the_checkpoint_holds_the_model_that_was_scored(run):
-    prepared = training._prepare(run().config, records.SILENT)
+    prepared = prepare_run(run().config, records.SILENT)
     best = tiny.saved(run().config, run().paths).best
     assert int(best.round) == run().result["best_round"]
     assert float(best.value) == pytest.approx(
         run().result["validation"]["validation_auroc"]
     )
     test = prepared.prepared.parts.test
-    scores = training._part_scorer(prepared, test, None)(best.view)
+    scores = part_scorer(prepared, test, None)(best.view)
     np.testing.assert_array_equal(scores, predictions(run()).score)

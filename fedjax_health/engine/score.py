@@ -43,6 +43,7 @@ def build_scorer(
     run = _compiled(model.apply, mesh)
 
     def score(params: Params, first: int = 0, count: int | None = None) -> np.ndarray:
+        whole = count is None
         count = store.num_examples - first if count is None else count
         if first < 0 or count < 0 or first + count > store.num_examples:
             raise ValueError(
@@ -51,9 +52,11 @@ def build_scorer(
             )
         if count == 0:
             return np.zeros(0, np.float32)
-        chunks = -(-count // CHUNK)
-        # A power of two: scoring client by client then compiles a few sizes only.
-        chunks = devices * (1 << max(-(-chunks // devices) - 1, 0).bit_length())
+        share = -(-count // (CHUNK * devices))
+        if not whole:
+            # A power of two: scoring client by client then compiles a few sizes only.
+            share = 1 << (share - 1).bit_length()
+        chunks = share * devices
         index = first + np.minimum(np.arange(chunks * CHUNK), count - 1)
         probabilities = run(params, examples, index.astype(np.int32).reshape(-1, CHUNK))
         return np.asarray(probabilities).reshape(-1)[:count]
