@@ -15,7 +15,7 @@ import pytest
 from fedjax_health import build, records, training
 from fedjax_health.config import ConfigError, Custom, call_custom, parse
 from fedjax_health.core.message import CompositionError, Message
-from fedjax_health.core.rng import Stream, key_for, root_key
+from fedjax_health.core.rng import SERVER, Stream, key_for, root_key
 from fedjax_health.core.types import Sampling
 from fedjax_health.data.sampling import draw_clients
 from fedjax_health.data.schema import DataError, check_dataset
@@ -208,7 +208,7 @@ def test_mechanism_on_the_transforms_bound_from_a_config(my_rules, tmp_path):
     bound, multiplier = 0.01, 0.5
 
     def noised(messages, clients, round):
-        key = key_for(root_key(settings.seed), Stream.MECHANISM, round)
+        key = key_for(root_key(settings.seed), Stream.MECHANISM, round, SERVER)
         of_bias, of_kernel = jax.random.split(key, 2)
         noise = np.append(
             jax.random.normal(of_bias, ()), jax.random.normal(of_kernel, (3,))
