@@ -1,7 +1,7 @@
 """A configuration becomes data, model, loss, plan and algorithm."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import msgspec
@@ -284,10 +284,10 @@ def build_loss(settings: Config, model: Model) -> LossFn:
                 model, positive_weight=chosen.positive_weight, burn_in=chosen.burn_in
             )
         case Custom():
-            loss_fn: Any = call_custom(chosen, model, path="loss")
+            loss_fn: LossFn = call_custom(chosen, model, path="loss")
             if not callable(loss_fn):
                 raise _misfit(chosen, loss_fn, "LossFn", path="loss")
-            return loss_fn
+            return cast(LossFn, loss_fn)
 
 
 def build_sampling(settings: Config, population: int) -> Sampling:
