@@ -72,6 +72,8 @@ class LocalAlgorithm(NamedTuple):
         ``train(params, correction=None) -> (params, metrics)`` runs the local steps and
         ``correction(gradients, params) -> gradients``.
       reduce: ``(shared, summed_report, population) -> shared``.
+      reports_model: whether the report is as large as the model and travels beside the
+        message, outside clipping, noise and robust rules.
       plain_sgd_only: whether the rule holds for local SGD without momentum alone.
       personal_model: memory -> the client's own model, or None where it has none.
     """
@@ -80,6 +82,7 @@ class LocalAlgorithm(NamedTuple):
     init_server: Callable[[Params], Shared]
     run: Callable[..., LocalResult]
     reduce: Callable[[Shared, Report, jax.Array], Shared]
+    reports_model: bool = False
     plain_sgd_only: bool = False
     personal_model: Callable[[State], Params] | None = None
 
@@ -147,10 +150,14 @@ def _run_scaffold(train, params, memory, context: LocalContext) -> LocalResult:
     drift = trees.subtract(control, memory)
     trained, metrics = train(params, lambda gradients, _: trees.add(gradients, drift))
     steps = jnp.maximum(context.num_steps, 1).astype(jnp.float32)
-    factor = 1.0 / (steps * context.learning_rate)
-    # Option II of the paper: c_i+ = c_i - c + (x - y_i) / (K eta).
+    moved = context.learning_rate > 0
+    factor = 1.0 / (steps * jnp.where(moved, context.learning_rate, 1.0))
+    # Option II of the paper: c_i+ = c_i - c + (x - y_i) / (K eta). A client that does
+    # not move learns nothing about its gradient.
     change = jax.tree.map(
-        lambda start, end, c: (start - end) * factor.astype(start.dtype) - c,
+        lambda start, end, c: jnp.where(
+            moved, (start - end) * factor.astype(start.dtype) - c, 0
+        ),
         params,
         trained,
         control,
@@ -177,6 +184,7 @@ def scaffold() -> LocalAlgorithm:
         _init_scaffold_server,
         _run_scaffold,
         _reduce_scaffold,
+        reports_model=True,
         plain_sgd_only=True,
     )
 
@@ -281,7 +289,8 @@ def local_batch(
     weight = (positions < data.num_examples).astype(jnp.float32)
     batch = gather(data.examples, data.first + index)
     if data_attack is not None:
-        poisoned = data_attack.poison(batch, data.attack)
+        key = jax.random.fold_in(data.attack.key, step)
+        poisoned = data_attack.poison(batch, data.attack._replace(key=key))
         batch = trees.select(data.attack.malicious, poisoned, batch)
     return {**batch, "weight": weight}
 

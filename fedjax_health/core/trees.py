@@ -46,6 +46,15 @@ def squared_norm(tree: Tree) -> jax.Array:
     return sum(products, jnp.float32(0))
 
 
+def all_finite(tree: Tree) -> jax.Array:
+    """Returns whether the squared norm of all floating leaves is finite, bool ``[]``.
+
+    One pass; a norm beyond float32 counts as non-finite too.
+    """
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(squared_norm(floats))
+
+
 def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """Returns ``sum_i weights[i] * rows[i]`` of one leaf, in its dtype."""
     return jnp.tensordot(weights.astype(rows.dtype), rows, 1, precision=_EXACT)

@@ -211,7 +211,7 @@ class DataAttackContext(NamedTuple):
     """What a data attack may know: the client and nothing of the others.
 
     Attributes:
-      key: key of this client and round.
+      key: key of this client, round and local step.
       client_id: int32 ``[]``.
       malicious: bool ``[]``.
       round: int32 ``[]``.

@@ -119,26 +119,27 @@ def cohort_of(
     """
     ids = np.asarray(ids, np.int32)
     slots = len(ids) if slots is None else slots
-    empty = slots - len(ids)
     sizes = (store.offsets[ids + 1] - store.offsets[ids]).astype(np.int32)
     if resident is None:
         arrays, index = _gather_cohort(store, ids, sizes, capacity)
     else:
         arrays, index = resident, store.offsets[ids].astype(np.int32)
 
-    def padded(values: np.ndarray, fill) -> np.ndarray:
-        return np.pad(values, (0, empty), constant_values=fill)
+    def padded(values, fill, dtype: type) -> np.ndarray:
+        held = np.full(slots, fill, dtype)
+        held[: len(ids)] = values
+        return held
 
-    flags = np.zeros(len(ids), bool) if malicious is None else malicious[ids]
+    flags = False if malicious is None else malicious[ids]
     return Cohort(
-        client_ids=padded(ids, store.num_clients),
-        mask=padded(np.ones(len(ids), bool), False),
-        weights=padded(sizes.astype(np.float32), 0.0),
-        malicious=padded(flags, False),
+        client_ids=padded(ids, store.num_clients, np.int32),
+        mask=padded(True, False, bool),
+        weights=padded(sizes, 0.0, np.float32),
+        malicious=padded(flags, False, bool),
         batches=ClientBatches(
-            num_examples=padded(sizes, 0),
+            num_examples=padded(sizes, 0, np.int32),
             num_steps=np.full(slots, NO_LIMIT),
-            index=padded(index, 0),
+            index=padded(index, 0, np.int32),
             arrays=arrays,
         ),
     )

@@ -16,6 +16,7 @@ from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import (
     BoundMechanism,
     Cohort,
+    Examples,
     FederatedAlgorithm,
     Key,
     LossFn,
@@ -32,7 +33,7 @@ from fedjax_health.engine.plan import (
     personal_leaves,
     shared_leaves,
 )
-from fedjax_health.engine.round import compiled_step
+from fedjax_health.engine.round import compiled_step, pack_cohort
 from fedjax_health.engine.structure import Structure
 
 # Enough to keep the devices busy while the host prepares the next cohorts.
@@ -178,7 +179,10 @@ def build_algorithm(
 
     def step(state: RoundState, cohort: Cohort) -> tuple[RoundState, Metrics]:
         pace.wait()
-        state, metrics = compiled(state, resident.place(cohort), plan.root_batches)
+        examples = resident.place(cohort.batches.arrays)
+        state, metrics = compiled(
+            state, pack_cohort(cohort), examples, plan.root_batches
+        )
         pace.follow(metrics["num_clients"])
         return state, metrics
 
@@ -320,10 +324,9 @@ class _Resident:
         self._seen: Any = None
         self._placed: Any = None
 
-    def place(self, cohort: Cohort) -> Cohort:
-        examples = cohort.batches.arrays
+    def place(self, examples: Examples) -> Examples:
         if any(isinstance(x, Tracer) for x in jax.tree.leaves(examples)):
-            return cohort
+            return examples
         if examples is not self._seen:
             self._placed, self._seen = self._place(examples), examples
-        return cohort._replace(batches=cohort.batches._replace(arrays=self._placed))
+        return self._placed

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_health.client import ClientData, LocalContext, build_train
 from fedjax_health.core import trees
@@ -23,6 +24,9 @@ from fedjax_health.engine.parallel import AXIS, Mapping, arrange
 from fedjax_health.engine.plan import personal_leaves, shared_leaves
 from fedjax_health.engine.structure import Structure
 from fedjax_health.transforms.compose import bound_leaf
+
+# Numbers of a leaf up to which it is sent together with others.
+PACKED_SIZE = 1 << 17
 
 
 class Delivery(NamedTuple):
@@ -131,10 +135,32 @@ def train_cohort(
 
 
 def _collect(mapping: Mapping, tree):
-    """Returns every device's part, stacked in device order."""
+    """Returns every device's part, stacked in device order.
+
+    Every collective is a rendezvous of all devices, so small leaves travel together.
+    """
     if mapping.mesh is None:
         return jax.tree.map(lambda x: x[None], tree)
-    return jax.lax.all_gather(tree, AXIS)
+    leaves, treedef = jax.tree.flatten(tree)
+    gathered: list[jax.Array | None] = [None] * len(leaves)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        small = [
+            i
+            for i, leaf in enumerate(leaves)
+            if leaf.dtype == dtype and leaf.size <= PACKED_SIZE
+        ]
+        if small:
+            packed = jnp.concatenate([leaves[i].reshape(-1) for i in small])
+            ends = np.cumsum([leaves[i].size for i in small])[:-1]
+            parts = jnp.split(jax.lax.all_gather(packed, AXIS), ends, axis=1)
+            for i, part in zip(small, parts, strict=True):
+                gathered[i] = part.reshape(-1, *leaves[i].shape)
+    return treedef.unflatten(
+        [
+            jax.lax.all_gather(leaf, AXIS) if got is None else got
+            for leaf, got in zip(leaves, gathered, strict=True)
+        ]
+    )
 
 
 def _where_tree(condition: jax.Array, tree):
@@ -218,9 +244,11 @@ def _build_client(
             shared_params,
             state.shared["transform"],
         )
+        raw = updates
         updates, kept, report = structure.transform(
             updates, memory["transform"], context
         )
+        shaped = updates
         if structure.mechanism is not None and structure.mechanism[0] is not None:
             updates = structure.mechanism[0](
                 updates,
@@ -229,22 +257,32 @@ def _build_client(
                 bound_of(structure, state),
             )
         norm_squared = trees.squared_norm(updates)
-        delivery = Delivery(
-            delivered=filled & at(delivers),
-            # One pass serves the norm and the test; a norm beyond float32 counts as
-            # non-finite too.
-            finite=jnp.isfinite(norm_squared),
-            weight=weight,
-            steps=data.num_steps,
-            update_norm=jnp.sqrt(norm_squared),
-            metrics=result.metrics,
-        )
         new_memory = {
             "algorithm": result.memory,
             "transform": kept,
             "personal": personal_leaves(structure.personal, result.params),
         }
-        reports = {"algorithm": result.report, "transform": report}
+        # A flag in a report is counted, as a number is added up.
+        reports = jax.tree.map(
+            lambda x: x.astype(jnp.int32) if x.dtype == bool else x,
+            {"algorithm": result.report, "transform": report},
+        )
+        # A transform may hide what training broke, so all that leaves its mark counts.
+        finite = jnp.isfinite(norm_squared) & trees.all_finite((new_memory, reports))
+        if any(
+            a is not b
+            for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(shaped), strict=False)
+        ):
+            finite &= trees.all_finite(raw)
+        delivery = Delivery(
+            # A straggler without a single step has nothing to deliver.
+            delivered=filled & at(delivers) & (data.num_steps > 0),
+            finite=finite,
+            weight=weight,
+            steps=data.num_steps,
+            update_norm=jnp.sqrt(norm_squared),
+            metrics=result.metrics,
+        )
         return updates, reports, new_memory, delivery
 
     return client
@@ -288,7 +326,11 @@ def _planned_steps(
 ) -> jax.Array:
     passes = state.hyper["passes"]
     per_epoch = -(-batches.num_examples // structure.batch_size)
-    planned = passes * per_epoch if structure.by_epochs else passes
+    planned = passes
+    if structure.by_epochs:
+        limit = jnp.iinfo(jnp.int32).max
+        fits = passes <= limit // jnp.maximum(per_epoch, 1)
+        planned = jnp.where(fits, passes * per_epoch, limit)
     planned = jnp.where(batches.num_examples > 0, planned, 0)
     return jnp.minimum(planned, batches.num_steps).astype(jnp.int32)
 

@@ -4,7 +4,8 @@ import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -107,14 +108,19 @@ class Optimizer:
 
     def __post_init__(self):
         rate = self.arguments.get("learning_rate")
-        if isinstance(rate, bool) or not isinstance(rate, int | float):
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
             raise ValueError(
                 "Optimizer needs arguments={'learning_rate': number, ...}; a schedule "
                 f"goes into schedule=, not {rate!r}"
             )
         for name, value in self.arguments.items():
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, numbers.Real) and not math.isfinite(value):
                 raise ValueError(f"Optimizer: {name}={value} is not a finite number")
+            if not isinstance(value, Hashable):
+                raise ValueError(
+                    f"Optimizer: {name} is a {type(value).__name__}, which cannot be "
+                    "part of a compiled program: wrap it in the constructor"
+                )
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -153,7 +159,10 @@ class Optimizer:
 
 
 def _is_number(name: str, value: Any) -> bool:
-    return isinstance(value, float) or (name == "learning_rate")
+    if isinstance(value, bool):
+        return False
+    real = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    return real or name == "learning_rate"
 
 
 class OptimizerStructure(NamedTuple):
@@ -305,7 +314,15 @@ def check_plan(
                 + ", ".join(trees.path_names(abstract_params))
             )
     transform = chain(*plan.transforms)
-    message = transform.check(Message(num_params=trees.num_params(shared_params)))
+    num_params = trees.num_params(shared_params)
+    num_bytes = trees.num_bytes(shared_params)
+    message = transform.check(
+        Message(
+            num_params=num_params,
+            bits=math.ceil(8 * num_bytes / max(num_params, 1)),
+            overhead_bytes=num_bytes if plan.local.algorithm.reports_model else 0,
+        )
+    )
     bound = message.bound
     aggregated = plan.aggregator.check(message, cohort_size)
     if plan.mechanism is None:
@@ -319,16 +336,26 @@ def check_plan(
             "example counts are private and unbounded: a mechanism needs "
             'weighting="uniform"'
         )
+    if plan.local.algorithm.reports_model:
+        raise CompositionError(
+            "SCAFFOLD's control variates travel beside the message, outside its bound "
+            "and its noise: a mechanism needs fedavg, fedprox or ditto"
+        )
     mechanism = plan.mechanism.bind(aggregated, sampling)
+    if mechanism.group is not None:
+        raise CompositionError(
+            "this mechanism adds its noise to group sums, and no aggregator of this "
+            "version forms them: use noise by each client or by the server"
+        )
+    if mechanism.client is None and mechanism.server is None:
+        raise CompositionError(
+            "this mechanism adds no noise anywhere: bind() must return a client or a "
+            "server function"
+        )
     if mechanism.server is not None and not plan.aggregator.linear:
         raise CompositionError(
             "noise added after a non-linear rule protects nobody: use a linear "
             "aggregator, or a mechanism that adds its noise to each message"
-        )
-    if mechanism.group is not None and plan.aggregator.linear:
-        raise CompositionError(
-            "this mechanism adds noise to group sums, which a linear aggregator does "
-            "not form: use a grouped aggregator"
         )
     return CheckedPlan(transform, mechanism, bound, message)
 

@@ -11,16 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from fedjax_health.core import trees
+from fedjax_health.core.message import CompositionError
 from fedjax_health.core.rng import SERVER, Key, Stream, key_for
 from fedjax_health.core.types import (
     AggregationContext,
+    AnyArray,
     AttackContext,
     ClientBatches,
     Cohort,
+    Examples,
     Metrics,
     RoundState,
     Updates,
@@ -43,7 +47,11 @@ NAMED_CLIENTS = 8
 @functools.lru_cache(maxsize=128)
 def compiled_step(structure: Structure) -> Callable[..., tuple[RoundState, Metrics]]:
     """Returns the jitted step of a structure; the same one for equal structures."""
-    body = functools.partial(_step, structure)
+
+    def body(state, fields, examples, root_batches):
+        cohort = _unpack_cohort(fields, examples)
+        return _step(structure, state, cohort, root_batches)
+
     mesh = structure.mapping.mesh
     if mesh is not None:
         replicated = PartitionSpec()
@@ -51,6 +59,41 @@ def compiled_step(structure: Structure) -> Callable[..., tuple[RoundState, Metri
             body, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False
         )
     return jax.jit(body, donate_argnums=0)
+
+
+def pack_cohort(cohort: Cohort) -> AnyArray:
+    """Returns a cohort's fields, its examples aside, as one int32 ``[7, cohort]``.
+
+    Every array that is handed to a round is copied to every device by itself; one is
+    much cheaper than seven.
+    """
+    batches = cohort.batches
+    fields = (
+        cohort.client_ids,
+        cohort.mask,
+        cohort.malicious,
+        batches.num_examples,
+        batches.num_steps,
+        batches.index,
+    )
+    if all(isinstance(x, np.ndarray) for x in (*fields, cohort.weights)):
+        weights = np.asarray(cohort.weights, np.float32).view(np.int32)
+        return np.stack([np.asarray(x, np.int32) for x in (*fields, weights)])
+    weights = jax.lax.bitcast_convert_type(
+        jnp.asarray(cohort.weights, jnp.float32), jnp.int32
+    )
+    return jnp.stack([jnp.asarray(x, jnp.int32) for x in (*fields, weights)])
+
+
+def _unpack_cohort(fields: jax.Array, examples: Examples) -> Cohort:
+    ids, mask, malicious, num_examples, num_steps, index, weights = fields
+    return Cohort(
+        client_ids=ids,
+        mask=mask != 0,
+        weights=jax.lax.bitcast_convert_type(weights, jnp.float32),
+        malicious=malicious != 0,
+        batches=ClientBatches(num_examples, num_steps, index, examples),
+    )
 
 
 def _step(
@@ -64,7 +107,10 @@ def _step(
     num_steps = local_steps(structure, state, cohort)
     trained = train_cohort(structure, state, cohort, num_steps)
     deliveries = trained.deliveries
-    good = deliveries.delivered & deliveries.finite
+    # What honest training left is kept or dropped by its own merit; a forged message
+    # is judged once more before it is aggregated.
+    honest = deliveries.delivered & deliveries.finite
+    good = honest
     weights = jnp.where(good, deliveries.weight, 0.0)
     total_weight = jnp.sum(weights)
 
@@ -76,25 +122,25 @@ def _step(
         total = trained.total
         aggregate = trees.scale(total, 1.0 / jnp.maximum(total_weight, 1e-30))
     else:
-        stacked = trained.stacked
+        stacked = _masked_rows(trained.stacked, honest)
         context = AggregationContext(
             client_ids=jnp.asarray(cohort.client_ids),
-            mask=deliveries.delivered,
+            mask=honest,
             round=state.round,
             root_updates=root_updates(structure, state, root_batches),
         )
         if structure.forge is not None:
+            malicious = jnp.asarray(cohort.malicious) & deliveries.delivered
+            sent = honest | malicious
+            weights = jnp.where(sent, deliveries.weight, 0.0)
             stacked, attack = _forge(
-                structure, state, cohort, stacked, deliveries, context
+                structure, state, malicious, stacked, weights, context
             )
-        finite = _finite_rows(stacked)
-        deliveries = deliveries._replace(finite=finite)
-        good = deliveries.delivered & finite
-        weights = jnp.where(good, deliveries.weight, 0.0)
-        total_weight = jnp.sum(weights)
-        stacked = jax.tree.map(
-            lambda x: jnp.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, 0), stacked
-        )
+            good = sent & _finite_rows(stacked)
+            stacked = _masked_rows(stacked, good)
+            weights = jnp.where(good, deliveries.weight, 0.0)
+            total_weight = jnp.sum(weights)
+            context = context._replace(mask=good)
         aggregate, aggregator, rule_metrics = structure.aggregate(
             stacked, weights, state.aggregator, aggregate_key, context=context
         )
@@ -116,14 +162,15 @@ def _step(
     server = structure.server_optimizer.build(state.hyper["server"], state.round)
     change, server_state = server.update(aggregate, state.server, shared_params)
     stepped = optax.apply_updates(shared_params, change)
-    # A rule that let a non-finite value through, or a round without any message,
-    # leaves the model as it was.
+    # A rule that let a non-finite value through, a step beyond float32, or a round
+    # without any message leaves the model as it was.
     aggregate_norm = jnp.sqrt(trees.squared_norm(aggregate))
     # With a mechanism an empty round is noise alone, and its event is accounted.
     anyone = jnp.any(good) | (structure.mechanism is not None)
-    accept = jnp.isfinite(aggregate_norm) & anyone
+    accept = anyone & jnp.isfinite(aggregate_norm + trees.squared_norm(stepped))
     params = trees.select(accept, stepped, shared_params)
     server_state = trees.select(accept, server_state, state.server)
+    aggregator = trees.select(accept, aggregator, state.aggregator)
     if structure.forge is not None:
         previous = trees.select(accept, aggregate, attack["previous"])
         attack = {**attack, "previous": previous}
@@ -139,7 +186,7 @@ def _step(
             state.shared["transform"], trained.reports["transform"], transform_key
         ),
     }
-    clients = _scatter(state, cohort, trained, num_steps, good)
+    clients = _scatter(state, cohort, trained, honest)
     new_state = RoundState(
         round=state.round + 1,
         params=trees.join(params, personal_leaves(structure.personal, state.params)),
@@ -152,8 +199,21 @@ def _step(
         clients=clients,
         key=state.key,
     )
-    metrics = _metrics(cohort, deliveries, good, aggregate_norm, accept)
+    metrics = _metrics(cohort, deliveries, honest, good, aggregate_norm, accept)
+    taken = rule_metrics.keys() & {*metrics, "round"}
+    if taken:
+        raise CompositionError(
+            f"the aggregator reports a metric named {min(taken)!r}, which the round "
+            "itself reports: give it another name"
+        )
     return new_state, {**rule_metrics, **metrics}
+
+
+def _masked_rows(stacked: Updates, keep: jax.Array) -> Updates:
+    """Returns the rows that are kept and zeros for the others."""
+    return jax.tree.map(
+        lambda x: jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0), stacked
+    )
 
 
 def _finite_rows(stacked: Updates) -> jax.Array:
@@ -164,20 +224,18 @@ def _finite_rows(stacked: Updates) -> jax.Array:
 def _forge(
     structure: Structure,
     state: RoundState,
-    cohort: Cohort,
+    malicious: jax.Array,
     stacked: Updates,
-    deliveries: Delivery,
+    weights: jax.Array,
     context: AggregationContext,
 ) -> tuple[Updates, Any]:
     assert structure.forge is not None
-    weights = jnp.where(deliveries.delivered, deliveries.weight, 0.0)
 
     def defence(messages: Updates, key: Key) -> Updates:
         return structure.aggregate(
             messages, weights, state.aggregator, key, context=context
         )[0]
 
-    malicious = cohort.malicious & deliveries.delivered
     forged, attack_state = structure.forge(
         stacked,
         malicious,
@@ -202,15 +260,13 @@ def _scatter(
     state: RoundState,
     cohort: Cohort,
     trained: Trained,
-    num_steps: jax.Array,
-    good: jax.Array,
+    honest: jax.Array,
 ):
     """Writes the memories of the clients that delivered back into the table."""
     if not jax.tree.leaves(state.clients):
         return state.clients
-    del num_steps
     population = jax.tree.leaves(state.clients)[0].shape[0]
-    rows = jnp.where(good, cohort.client_ids, population)
+    rows = jnp.where(honest, cohort.client_ids, population)
     return jax.tree.map(
         lambda table, new: table.at[rows].set(new, mode="drop", unique_indices=False),
         state.clients,
@@ -221,18 +277,19 @@ def _scatter(
 def _metrics(
     cohort: Cohort,
     deliveries: Delivery,
+    honest: jax.Array,
     good: jax.Array,
     aggregate_norm: jax.Array,
     accepted: jax.Array,
 ) -> Metrics:
     """Returns the round's metrics, unnoised: for the simulation's own eyes."""
-    bad = deliveries.delivered & ~deliveries.finite
-    weights = jnp.where(good, deliveries.weight, 0.0)
+    bad = deliveries.delivered & ~good
+    weights = jnp.where(honest, deliveries.weight, 0.0)
     total = jnp.maximum(jnp.sum(weights), 1e-30)
     averages = {
         name: jnp.where(
-            jnp.any(good),
-            jnp.sum(jnp.where(good, value, 0.0) * weights) / total,
+            jnp.any(honest),
+            jnp.sum(jnp.where(honest, value, 0.0) * weights) / total,
             jnp.nan,
         )
         for name, value in deliveries.metrics.items()
@@ -241,7 +298,7 @@ def _metrics(
     order = jnp.argsort(~(bad | lossy), stable=True)[:NAMED_CLIENTS]
     named = jnp.where((bad | lossy)[order], cohort.client_ids[order], -1)
     num_good = jnp.sum(good)
-    norms = jnp.where(good, deliveries.update_norm, 0.0)
+    norms = jnp.where(honest, deliveries.update_norm, 0.0)
     return {
         **averages,
         "num_clients": num_good.astype(jnp.int32),
@@ -252,7 +309,7 @@ def _metrics(
         "dropped": jnp.sum(cohort.mask & ~deliveries.delivered).astype(jnp.int32),
         "non_finite": jnp.sum(bad).astype(jnp.int32),
         "bad_clients": named.astype(jnp.int32),
-        "update_norm": jnp.sum(norms) / jnp.maximum(num_good, 1),
+        "update_norm": jnp.sum(norms) / jnp.maximum(jnp.sum(honest), 1),
         "aggregate_norm": aggregate_norm,
         "accepted": accepted,
     }

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not used."""
 
+import errno
+import logging
 import shutil
 import warnings
 
@@ -178,3 +180,52 @@ def test_a_restored_state_goes_on_with_the_same_bits(tmp_path, meshes, devices):
     restored = checkpoint.restore_latest(tmp_path / "c", fresh)
     assert restored is not None
     same(go(restored.tree, 3, 6), whole)
+
+
+class FakeManager:
+    """Fails as orbax does, logs included."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def save(self, step, args):
+        logging.getLogger("absl").error("Traceback (most recent call last)")
+        raise self.error
+
+    def wait_until_finished(self):
+        raise AssertionError("nothing was saved")
+
+
+def chained(cause):
+    error = RuntimeError("writing failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (ValueError("RESOURCE_EXHAUSTED: [os_error_code='28']"), errno.ENOSPC),
+        (ValueError("RESOURCE_EXHAUSTED: [os_error_code='122']"), errno.EDQUOT),
+        (chained(OSError(errno.ENOSPC, "No space left on device")), errno.ENOSPC),
+    ],
+)
+def test_a_full_disk_is_an_error_of_the_system(saved, caplog, error, number):
+    opened = checkpoint.open_checkpoints(saved, keep=2)
+    full = opened._replace(manager=FakeManager(error))
+    with pytest.raises(OSError, match="4") as caught:
+        checkpoint.save(full, 4, make_tree(), {})
+    assert caught.value.errno == number
+    assert caught.value.filename == str(saved / "4")
+    assert caplog.records == []
+    assert logging.getLogger("absl").level != logging.CRITICAL
+    restored = checkpoint.restore_latest(saved, make_tree())
+    assert restored is not None
+    assert restored.step == 3
+
+
+def test_any_other_error_of_saving_stays_as_it_is(saved):
+    opened = checkpoint.open_checkpoints(saved, keep=2)
+    error = ValueError("INVALID_ARGUMENT: [os_error_code='5']")
+    with pytest.raises(ValueError, match="INVALID_ARGUMENT"):
+        checkpoint.save(opened._replace(manager=FakeManager(error)), 4, make_tree(), {})

@@ -88,9 +88,47 @@ def test_cores_are_those_of_this_process(monkeypatch):
 def test_memory_is_read_in_bytes(monkeypatch, tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 16 kB\nMemAvailable:    1234 kB\n", "ascii")
-    real = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda path, **kw: real(meminfo, **kw))
+    redirect(monkeypatch, {"/proc/meminfo": meminfo})
     assert devices.available_memory() == 1234 * 1024
+
+
+def redirect(monkeypatch, files):
+    """Opens the files named, and no other."""
+    real = builtins.open
+
+    def opened(path, **kwargs):
+        if path not in files:
+            raise FileNotFoundError(path)
+        return real(files[path], **kwargs)
+
+    monkeypatch.setattr(builtins, "open", opened)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("1000000", 1_000_000 - 600_000 + 50_000), ("max", 1234 * 1024), ("9" * 18, None)],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_that_of_the_control_group(
+    monkeypatch, tmp_path, limit, expected, version
+):
+    names = {
+        2: ("memory.max", "memory.current", "memory.stat"),
+        1: (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+        ),
+    }[version]
+    cache = "inactive_file" if version == 2 else "total_inactive_file"
+    texts = (limit, "600000", f"anon 7\n{cache} 50000")
+    files = {"/proc/meminfo": tmp_path / "meminfo"}
+    files["/proc/meminfo"].write_text("MemAvailable:    1234 kB\n", "ascii")
+    for number, (name, text) in enumerate(zip(names, texts, strict=True)):
+        files[f"/sys/fs/cgroup/{name}"] = tmp_path / str(number)
+        (tmp_path / str(number)).write_text(text + "\n", "ascii")
+    redirect(monkeypatch, files)
+    assert devices.available_memory() == (expected or 1234 * 1024)
 
 
 def test_memory_without_proc_is_asked_of_the_system(monkeypatch):

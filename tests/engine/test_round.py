@@ -24,7 +24,12 @@ from fedjax_health.core.types import (
 from fedjax_health.data.sampling import build_cohort_fn, cohort_of, draw_clients
 from fedjax_health.data.store import open_store, write_store
 from fedjax_health.engine.algorithm import build_algorithm
-from fedjax_health.engine.plan import Optimizer, normalization_leaves, paths_matching
+from fedjax_health.engine.plan import (
+    Optimizer,
+    cosine_schedule,
+    normalization_leaves,
+    paths_matching,
+)
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
 from tests.engine.workload import (
     SIZES,
@@ -423,3 +428,112 @@ def test_predicates_of_personal_layers():
     assert not normalization_leaves("encoder/dense/kernel")
     assert paths_matching("head/*", "*/bias")("body/bias")
     assert not paths_matching("head/*")("body/kernel")
+
+
+def test_a_transform_cannot_hide_what_training_broke():
+    hide = ClientTransform(
+        init=lambda params: (),
+        init_server=lambda params: (),
+        update=_replace_by_zero,
+        reduce=lambda shared, report, key: shared,
+        check=lambda message: message,
+    )
+    _, _, metrics = run(
+        plan(data_attack=DataAttack(poison_nan), transforms=(hide,)),
+        malicious=malicious_ids(3),
+        cohort=10,
+        rounds=1,
+    )
+    assert metrics[0]["non_finite"] == 1
+    assert metrics[0]["bad_clients"][0] == 3
+
+
+def _replace_by_zero(updates, memory, context):
+    del context
+    return jax.tree.map(jnp.zeros_like, updates), memory, ()
+
+
+def test_scaffold_survives_a_learning_rate_of_zero():
+    optimizer = Optimizer(optax.sgd, {"learning_rate": 0.1}, cosine_schedule(1))
+    _, state, metrics = run(plan(algorithm=scaffold(), optimizer=optimizer))
+    assert [m["non_finite"] for m in metrics] == [0, 0, 0]
+    for tree in (state.shared, state.clients, state.params):
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(tree))
+
+
+def test_a_forged_message_does_not_vouch_for_broken_training():
+    """A malicious client's NaN training stays out of memory and loss."""
+    attack = UpdateAttack(
+        lambda params: (),
+        lambda stacked, malicious, state, context: (
+            jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0 * x, 0.0), stacked),
+            state,
+        ),
+    )
+    _, state, metrics = run(
+        plan(
+            attack=attack,
+            data_attack=DataAttack(poison_nan),
+            algorithm=scaffold(),
+        ),
+        malicious=malicious_ids(3),
+        cohort=10,
+    )
+    assert np.isfinite(metrics[-1]["loss"])
+    for leaf in jax.tree.leaves(state.clients):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_a_straggler_without_a_step_delivers_nothing():
+    store = make_store()
+    algorithm = build_algorithm(
+        loss_fn, plan(), abstract_params=make_params(), population=10, cohort_size=3
+    )
+    cohort = cohort_of(store, np.array([1, 2, 5]))
+    steps = np.array([100, 0, 2], np.int32)
+    cohort = cohort._replace(batches=cohort.batches._replace(num_steps=steps))
+    _, metrics = algorithm.step(algorithm.init(root_key(0), make_params()), cohort)
+    assert int(metrics["num_clients"]) == 2
+    assert int(metrics["num_steps"]) == 2 * 5 + 2
+
+
+def test_a_step_beyond_float32_leaves_the_model_as_it_was():
+    huge = Optimizer(optax.sgd, {"learning_rate": 3e38})
+    _, state, metrics = run(plan(server_optimizer=huge), rounds=1)
+    assert not metrics[0]["accepted"]
+    np.testing.assert_array_equal(to_vector(state.params), to_vector(make_params()))
+
+
+def test_mechanisms_that_the_engine_would_not_call_are_refused():
+    def bound(**places):
+        return Mechanism(
+            lambda message, sampling: BoundMechanism(lambda params: (), **places),
+            lambda sampling: None,
+        )
+
+    common = {"transforms": (double_clip(1.0),), "weighting": "uniform"}
+    with pytest.raises(CompositionError, match="group sums"):
+        run(plan(**common, mechanism=bound(group=lambda *a: a)), rounds=0)
+    with pytest.raises(CompositionError, match="no noise anywhere"):
+        run(plan(**common, mechanism=bound()), rounds=0)
+    with pytest.raises(CompositionError, match="control variates"):
+        run(
+            plan(**common, mechanism=noise_mechanism(1.0, []), algorithm=scaffold()),
+            rounds=0,
+        )
+
+
+def test_a_rule_cannot_overwrite_the_rounds_own_metrics():
+    def update(stacked, weights, state, key, *, context=None):
+        del weights, key, context
+        return jax.tree.map(lambda x: x[0], stacked), state, {"round": jnp.int32(0)}
+
+    rule = Aggregator(lambda p: (), update, lambda m, n: m, linear=False)
+    with pytest.raises(CompositionError, match="'round'"):
+        run(plan(aggregator=rule), rounds=1)
+
+
+def test_a_second_model_on_the_wire_is_counted():
+    one, _, _ = run(plan(), rounds=0)
+    two, _, _ = run(plan(algorithm=scaffold()), rounds=0)
+    assert two.message.uplink_bytes() == 2 * one.message.uplink_bytes()
