@@ -10,18 +10,17 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import math
 import os
 import platform
 import shutil
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fedjax_health.core import files
 
 PACKAGES = (
     "fedjax-health",
@@ -39,8 +38,6 @@ PACKAGES = (
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-TEMPORARY = ".tmp"
-
 StrPath = str | os.PathLike[str]
 
 
@@ -56,7 +53,7 @@ class RunFolder(NamedTuple):
       config: the resolved configuration, TOML.
       environment: versions and machine, JSON.
       metrics: one line a round, without wall times, JSONL.
-      timings: one line a round, wall times, JSONL.
+      timings: one line a segment of rounds, wall times, JSONL.
       result: the final metrics, JSON.
       preprocessing: the fitted scalers, NPZ.
       predictions: scores of the test part, Parquet.
@@ -221,7 +218,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
                 f"{folder.root}: another process runs in this folder: wait for it, end "
                 "it, or name another (--out FOLDER)"
             ) from error
-        for leftover in folder.root.glob(f".*{TEMPORARY}"):
+        for leftover in folder.root.glob(f".*{files.TEMPORARY}"):
             leftover.unlink(missing_ok=True)
         yield
 
@@ -280,23 +277,8 @@ def write_bytes(path: StrPath, data: bytes):
     Raises:
       RunFolderError: if the disk is full; the old file then stands as it was.
     """
-    path = Path(path)
     with clear_errors(path):
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
-        )
-        try:
-            with open(handle, "wb") as file:
-                # mkstemp gives 0600; a run folder is as readable as any other file.
-                os.fchmod(handle, 0o644)
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        files.write_bytes(path, data)
 
 
 def write_text(path: StrPath, text: str):
@@ -317,36 +299,6 @@ def write_json(path: StrPath, value: Any):
       value: anything that ``canonical_json`` takes.
     """
     write_bytes(path, (canonical_json(value) + "\n").encode())
-
-
-def write_npz(path: StrPath, arrays: Mapping[str, Any]):
-    """Replaces an NPZ file atomically; nothing is pickled.
-
-    Args:
-      path: the file; its folder exists.
-      arrays: name -> array.
-    """
-    import numpy as np
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as entry:
-                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def sync_folder(folder: StrPath):
-    """Makes renames inside a folder durable.
-
-    Args:
-      folder: an existing folder.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def file_sha256(path: StrPath) -> str:

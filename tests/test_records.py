@@ -198,24 +198,6 @@ def test_killed_writers_leave_an_old_or_a_new_file(tmp_path):
         assert names_in(tmp_path) == [".lock", "state.txt"]
 
 
-def test_npz_files_hold_their_arrays_and_have_stable_bytes(tmp_path):
-    arrays = {
-        "mean": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "names": np.array(["a", "ß"]),
-        "file": np.float64(3.5),
-    }
-    records.write_npz(tmp_path / "a.npz", arrays)
-    records.write_npz(tmp_path / "b.npz", arrays)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as read:
-        for name, value in arrays.items():
-            np.testing.assert_array_equal(read[name], value)
-            assert read[name].dtype == np.asarray(value).dtype
-    with pytest.raises(ValueError, match="allow_pickle"):
-        records.write_npz(tmp_path / "c.npz", {"x": np.array([{}], object)})
-    assert names_in(tmp_path) == ["a.npz", "b.npz"]
-
-
 def test_file_digest_is_sha256(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_health.core import files
 from fedjax_health.data.schema import DataError, Dataset
 
 _FORMAT = "fedjax_health scaler 1"
@@ -239,15 +240,9 @@ def save_scaler(scaler: Scaler, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     file = Path(path)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(buffer.getvalue())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+        files.write_bytes(file, buffer.getvalue())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{file} cannot be written: {error.strerror or error}"
         ) from None

@@ -104,6 +104,12 @@ def segment_starts(dataset: Dataset) -> np.ndarray:
     return np.concatenate([[0], np.flatnonzero(change) + 1]).astype(np.int64)
 
 
+def segment_ids(dataset: Dataset) -> np.ndarray:
+    """Returns the number of each row's run of one entity of one client, int64."""
+    lengths = np.diff(np.append(segment_starts(dataset), dataset.num_rows))
+    return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+
+
 def check_dataset(dataset: Dataset, *, source: str = "the data"):
     """Refuses a dataset that does not keep to what ``Dataset`` says of its fields.
 

@@ -18,6 +18,7 @@ import numpy as np
 from fedjax_health.data.schema import (
     DataError,
     Dataset,
+    segment_ids,
     segment_starts,
     take_rows,
 )
@@ -78,7 +79,7 @@ def chronological(
     """
     fractions = _check_fractions((train, validation, test))
     _check_embargo(embargo)
-    segment = _segment_of_rows(dataset)
+    segment = segment_ids(dataset)
     if scope == "entity":
         group = segment
     elif scope == "client":
@@ -141,7 +142,7 @@ def episode_blocks(
             f"block is {block} and embargo {embargo}; a block must be longer than "
             "twice the embargo"
         )
-    segment = _segment_of_rows(dataset)
+    segment = segment_ids(dataset)
     starts = _block_starts(dataset, segment, block)
     lengths = np.diff(np.append(starts, dataset.num_rows))
     part = np.repeat(
@@ -175,7 +176,7 @@ def split_dataset(dataset: Dataset, part: np.ndarray) -> Parts:
     if not np.isin(part, [int(known) for known in Part]).all():
         raise DataError("the split holds values that are no Part; use -1, 0, 1 or 2")
     _check_parts(dataset, part)
-    segment = _segment_of_rows(dataset)
+    segment = segment_ids(dataset)
     return Parts(*(_take_part(dataset, part == wanted, segment) for wanted in _USED))
 
 
@@ -198,14 +199,6 @@ def number_runs(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     change = (np.diff(rows) != 1) | (np.diff(group) != 0)
     return np.concatenate([[0], np.cumsum(change)]).astype(np.int64)
-
-
-def _segment_of_rows(dataset: Dataset) -> np.ndarray:
-    """Returns int64 [rows]: the number of the run of one entity of one client."""
-    starts = segment_starts(dataset)
-    marks = np.zeros(dataset.num_rows, np.int64)
-    marks[starts[1:]] = 1
-    return np.cumsum(marks)
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:

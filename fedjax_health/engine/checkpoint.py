@@ -6,12 +6,14 @@ bytes have changed since is found out: orbax alone loads most bit-flipped checkp
 without a word. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from fedjax_health import records
+from fedjax_health.core import files
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged"
@@ -101,8 +106,15 @@ def save(
     if folder.exists():
         checkpoints.manager.delete(step)
     args = ocp.args.StandardSave(_flat(tree))  # pyright: ignore[reportCallIssue]
-    checkpoints.manager.save(step, args=args)
-    checkpoints.manager.wait_until_finished()
+    try:
+        with _silent_absl():
+            checkpoints.manager.save(step, args=args)
+            checkpoints.manager.wait_until_finished()
+    except Exception as error:
+        number = _full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
     _write_manifest(folder, context)
     for old in _steps(checkpoints.folder)[: -checkpoints.keep]:
         checkpoints.manager.delete(old)
@@ -151,6 +163,34 @@ def restore_latest(
         raise CheckpointError(
             f"every checkpoint in {folder} is damaged: start the run again"
         )
+    return None
+
+
+@contextlib.contextmanager
+def _silent_absl() -> Iterator[None]:
+    """Keeps orbax from printing tracebacks of what is raised anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _full_disk(error: BaseException) -> int | None:
+    """Returns the error number of a full disk or quota, None for any other error."""
+    seen = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, OSError) and cause.errno in records.FULL_DISK:
+            return cause.errno
+        # tensorstore raises a ValueError that holds the number in its text alone.
+        for number in records.FULL_DISK:
+            if f"os_error_code='{number}'" in str(cause):
+                return number
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -252,24 +292,11 @@ def _write_manifest(path: Path, context: dict[str, Any]) -> None:
         "context": context,
         "files": _digests(path, sync=True),
     }
-    temporary = path / f".{MANIFEST}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"payload": payload, "sha256": _seal(payload)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in {p.parent for p in path.rglob("*")}:
-        _sync_folder(folder)
-    os.replace(temporary, path / MANIFEST)
-    _sync_folder(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for folder in {path, *(p.parent for p in path.rglob("*"))}:
+        files.sync_folder(folder)
+    manifest = json.dumps({"payload": payload, "sha256": _seal(payload)})
+    files.write_bytes(path / MANIFEST, manifest.encode())
+    files.sync_folder(path.parent)
 
 
 def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -279,15 +306,15 @@ def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
         payload, seal = manifest["payload"], manifest["sha256"]
         if seal != _seal(payload) or payload["format"] != _FORMAT:
             return "its manifest has changed", {}
-        files = payload["files"]
+        listed = payload["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read: {error}", {}
     found = _digests(path, sync=False)
-    for name in sorted(files.keys() | found.keys()):
+    for name in sorted(listed.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing", {}
-        if name not in files:
+        if name not in listed:
             return f"{name} does not belong to it", {}
-        if files[name] != found[name]:
+        if listed[name] != found[name]:
             return f"{name} has changed", {}
     return None, payload["context"]

@@ -44,7 +44,53 @@ def available_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Returns the bytes of memory that can still be used, or None if unknown."""
+    """Returns the bytes of memory that can still be used, or None if unknown.
+
+    That is what the system has free, or what the control group of this process (a
+    container, a job) may still take, whichever is less.
+    """
+    known = [_system_memory(), *(_group_memory(*files) for files in _GROUP_FILES)]
+    return min((n for n in known if n is not None), default=None)
+
+
+# Limit, use and statistics of a control group, versions 2 and 1, and the entry of the
+# statistics that can be given back at once.
+_GROUP_FILES = (
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        "inactive_file",
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def _group_memory(limit: str, used: str, statistics: str, cache: str) -> int | None:
+    try:
+        # "max" stands for no limit.
+        free = int(_text(limit)) - int(_text(used))
+    except (OSError, ValueError):
+        return None
+    try:
+        lines = dict(line.split() for line in _text(statistics).splitlines())
+        free += int(lines.get(cache, 0))
+    except (OSError, ValueError):
+        pass
+    return max(free, 0)
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _system_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:

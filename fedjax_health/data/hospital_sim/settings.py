@@ -72,7 +72,9 @@ class SimSettings:
         )
         for holds, sentence in checks:
             if not holds:
-                raise ValueError(f"hospital_sim: {sentence}; got {self}")
+                value = getattr(self, sentence.split()[0])
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ValueError(f"hospital_sim: {sentence}, not {shown!r}")
 
 
 PRESETS: dict[str, SimSettings] = {
