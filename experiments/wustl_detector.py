@@ -53,7 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
             folder = Path(options.out) / name.replace(" ", "-").replace(",", "")
             folder = folder / str(seed)
             # A finished seed is read back, an interrupted one goes on.
-            if records.run_folder(folder).config.is_file():
+            written = records.run_folder(folder).config
+            if written.is_file():
+                before = config.load(written)
+                if config.config_hash(before) != config.config_hash(settings):
+                    parser.error(
+                        f"{folder} holds a run of another configuration: name another "
+                        "folder (--out FOLDER)"
+                    )
                 result = training.resume(folder, records.SILENT)
             else:
                 result = training.train(settings, folder, records.SILENT)

@@ -16,6 +16,7 @@ from fedjax_health.core.types import (
     ClientTransform,
     DataAttack,
     FederatedAlgorithm,
+    Key,
     LossFn,
     Mechanism,
     Model,
@@ -74,7 +75,7 @@ class Built(NamedTuple):
       plan: what fills the stages of a round.
       sampling: how cohorts are drawn.
       algorithm: the federated algorithm.
-      params: the initial parameters.
+      abstract_params: shapes and dtypes of the parameters.
       malicious: bool ``[population]``.
     """
 
@@ -83,7 +84,7 @@ class Built(NamedTuple):
     plan: RoundPlan
     sampling: Sampling
     algorithm: FederatedAlgorithm
-    params: Params
+    abstract_params: Params
     malicious: np.ndarray
 
 
@@ -213,12 +214,11 @@ def build(settings: Config, prepared: Prepared) -> Built:
     loss_fn = build_loss(settings, model)
     plan = build_plan(settings)
     sampling = build_sampling(settings, population)
-    seed_key = root_key(settings.seed)
-    init_key = key_for(seed_key, Stream.INIT)
+    abstract_params = jax.eval_shape(model.init, _init_key(settings))
     algorithm = build_algorithm(
         loss_fn,
         plan,
-        abstract_params=jax.eval_shape(model.init, init_key),
+        abstract_params=abstract_params,
         population=population,
         cohort_size=sampling.cohort_size,
         sampling=sampling,
@@ -231,9 +231,18 @@ def build(settings: Config, prepared: Prepared) -> Built:
         plan=plan,
         sampling=sampling,
         algorithm=algorithm,
-        params=model.init(init_key),
+        abstract_params=abstract_params,
         malicious=malicious_clients(settings, population),
     )
+
+
+def initial_params(settings: Config, model: Model) -> Params:
+    """Returns the parameters that a run starts from."""
+    return model.init(_init_key(settings))
+
+
+def _init_key(settings: Config) -> Key:
+    return key_for(root_key(settings.seed), Stream.INIT)
 
 
 def build_mesh(devices: int | None) -> jax.sharding.Mesh:

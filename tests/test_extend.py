@@ -92,7 +92,7 @@ def simulate(settings, *, local, shape=None, combine=None, server=None, invert=(
     """
     prepared = build.prepare(settings, build.build_dataset(settings))
     built = build.build(settings, prepared)
-    head = built.params["head"]
+    head = build.initial_params(settings, built.model)["head"]
     w = np.append(head["bias"], head["kernel"]).astype(float)
     store, gamma = prepared.store, settings.loss.args["gamma"]
     memory = np.zeros_like(w)

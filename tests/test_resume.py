@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import fedjax_health
 from fedjax_health import records, training
 from fedjax_health.config import parse
 from fedjax_health.engine.checkpoint import MANIFEST, CheckpointError
@@ -73,8 +74,42 @@ def test_a_resumed_run_ends_as_the_whole_one(table, whole, tmp_path, after):
 
 def test_a_run_without_a_checkpoint_starts_again(broken, whole):
     shutil.rmtree(broken.checkpoints)
-    resume(broken)
+    told = [text for text in resume(broken) if text.startswith("warning: ")]
+    assert len(told) == 1
+    assert "the run starts again from its first round" in told[0]
     assert same(broken, whole)
+
+
+def test_a_run_that_never_had_a_checkpoint_starts_without_a_word(table, tmp_path):
+    config = tiny.config(table, "checkpoint.every=6", *OVERRIDES)
+    paths = tiny.interrupt(config, tmp_path / "run", after=1)
+    paths.metrics.unlink()
+    paths.timings.unlink()
+    assert not any("warning" in text for text in resume(paths))
+
+
+@pytest.mark.parametrize("change", ["config", "data"])
+def test_another_run_is_refused_without_a_checkpoint_too(tmp_path, change):
+    mine = tiny.write_table(tmp_path / "mine.csv")
+    paths = tiny.interrupt(tiny.config(mine, *OVERRIDES), tmp_path / "run", after=2)
+    shutil.rmtree(paths.checkpoints)
+    if change == "config":
+        text = paths.config.read_text()
+        paths.config.write_text(text.replace("hidden = 4", "hidden = 5"))
+    else:
+        tiny.write_table(mine, tiny.table_lines(seed=8))
+    before = paths.metrics.read_bytes()
+    with pytest.raises(CheckpointError, match="has changed since the run was started"):
+        resume(paths)
+    assert paths.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [[1, 2, 4], [2, 1, 3, 4], [1, 2, 3], [1, 2, 3, 4, 1]])
+def test_lines_that_are_not_those_of_the_rounds_are_refused(broken, keep):
+    lines = broken.metrics.read_bytes().split(b"\n")
+    broken.metrics.write_bytes(b"".join(lines[n - 1] + b"\n" for n in keep))
+    with pytest.raises(RunFolderError, match="each of the rounds 1 to 4, in order"):
+        resume(broken)
 
 
 @pytest.mark.parametrize("left", [b'{"round":5,"loss"', b'{"round":5}\n{"round":6}\n'])
@@ -165,16 +200,27 @@ def test_a_damaged_checkpoint_is_set_aside(broken, whole, how):
     assert same(broken, whole)
 
 
-def test_with_every_checkpoint_damaged_nothing_is_trained(broken):
+def test_with_every_checkpoint_damaged_nothing_is_trained(broken, whole):
     for step in broken.checkpoints.iterdir():
         (step / MANIFEST).write_text("{}")
     before = broken.metrics.read_bytes()
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
         resume(broken)
     assert broken.metrics.read_bytes() == before
+    # The next one does what was announced, and says so.
+    assert any("no whole checkpoint is left" in text for text in resume(broken))
+    assert same(broken, whole)
 
 
 # Another machine
+
+
+def test_another_release_is_a_warning(broken, whole, monkeypatch):
+    before = fedjax_health.__version__
+    monkeypatch.setattr(fedjax_health, "__version__", "99.0")
+    (told,) = [text for text in resume(broken) if text.startswith("warning: ")]
+    assert told.endswith(f"fedjax_health {before} -> 99.0")
+    assert same(broken, whole)
 
 
 def test_another_thread_pool_is_a_warning_and_is_recorded(broken, whole, monkeypatch):

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from jax.core import Tracer
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from fedjax_health import records, training
+from fedjax_health import build, records, training
 from fedjax_health.config import parse
 from fedjax_health.data.preprocess import load_scaler
 from fedjax_health.records import RunFolderError
-from fedjax_health.training.result import part_scorer
+from fedjax_health.training.result import part_scorer, write_predictions
+from fedjax_health.training.run import lines_of, masked_updates
 from fedjax_health.training.setup import prepare_run
 from tests import tiny
 
@@ -206,14 +208,59 @@ def test_scaffold_starts_as_fedavg_and_departs(run):
     assert scaffold.lines[-1]["loss"] < scaffold.lines[0]["loss"]
 
 
-def test_single_rows_are_scored_without_delays(run):
+def test_single_rows_of_streams_are_scored_with_delays(run):
     rows = run("model=mlp", "model.hidden=[4]", "window.length=1", "window.stride=1")
     # Without windows there is no embargo.
     assert rows.lines[0]["num_examples"] == 72 * tiny.ENTITIES * tiny.CLIENTS
-    assert "mean_delay" not in rows.result["metrics"]
-    assert "alarm" not in predictions(rows)
+    assert rows.result["metrics"]["mean_delay"] >= 0
+    found = predictions(rows)
+    normal = found[found.label == 0]
+    assert rows.result["metrics"]["achieved_far"] == normal.alarm.mean()
     assert rows.result["num_params"] == 3 * 4 + 4 + 4 + 1
     assert rows.result["metrics"]["auroc"] > 0.8
+
+
+def test_rows_without_a_stream_have_no_delay(tmp_path):
+    lines = tiny.table_lines()
+    alone = [
+        ",".join((c[0], str(n), *c[2:]))
+        for n, c in enumerate(line.split(",") for line in lines[1:])
+    ]
+    path = tiny.write_table(tmp_path / "alone.csv", [lines[0], *alone])
+    rows = ("model=mlp", "model.hidden=[4]", "window.length=1", "split.scope=client")
+    run = tiny.Run(tiny.config(path, *rows, "rounds=1"), tmp_path / "run")
+    assert "mean_delay" not in run.result["metrics"]
+    assert "alarm" not in predictions(run)
+
+
+def test_predictions_compare_as_the_metrics_do(run, tmp_path):
+    # A float64 threshold just above a score: as float32 the two would be equal.
+    prepared = prepare_run(run().config, records.SILENT)
+    test = prepared.prepared.parts.test
+    scores = np.full(test.num_rows, 0.3, np.float32)
+    above = np.nextafter(np.float64(scores[0]), 1)
+    paths = records.run_folder(tmp_path)
+    figures = {"threshold": float(above), "delay_threshold": float(scores[0])}
+    write_predictions(paths, test, scores, figures)
+    found = pd.read_parquet(paths.predictions)
+    assert not found.detected.any()
+    assert found.alarm.all()
+
+
+def test_masked_updates_name_their_clients():
+    metrics = {
+        "non_finite": np.array([0, 2, 3]),
+        "bad_clients": np.array([[-1, -1], [2, 0], [1, -1]]),
+    }
+    assert masked_updates(metrics, 10, ("a", "b", "c")) == [
+        "round 12: 2 non-finite client update(s) masked of c, a",
+        "round 13: 3 non-finite client update(s) masked of b and 2 more",
+    ]
+
+
+def test_a_metric_does_not_take_the_place_of_the_round():
+    metrics = {"loss": np.array([0.5, 0.25]), "round": np.array([7, 7])}
+    assert [line["round"] for line in lines_of(metrics, 4)] == [5, 6]
 
 
 @pytest.mark.slow
@@ -260,6 +307,25 @@ def test_resume_of_a_finished_run_returns_its_result(run):
     progress = records.SILENT._replace(on_message=told.append)
     assert training.resume(run().paths.root, progress) == run().result
     assert any("complete" in text for text in told)
+
+
+def test_describe_makes_no_parameters(table, monkeypatch):
+    made = []
+    plain = build.build_model
+
+    def counting(settings, prepared):
+        model = plain(settings, prepared)
+
+        def init(key):
+            made.append(isinstance(key, Tracer))
+            return model.init(key)
+
+        return model._replace(init=init)
+
+    monkeypatch.setattr(build, "build_model", counting)
+    training.describe(tiny.config(table))
+    assert made
+    assert all(made)
 
 
 def test_describe_tells_sizes_and_runs_nothing(table, run, tmp_path, monkeypatch):

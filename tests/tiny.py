@@ -8,11 +8,10 @@ import numpy as np
 
 from fedjax_health import records, training
 from fedjax_health.config import Config, parse
-from fedjax_health.core.rng import root_key
 from fedjax_health.engine import checkpoint
 from fedjax_health.training.best import no_best
 from fedjax_health.training.result import scoring_view
-from fedjax_health.training.run import Saved
+from fedjax_health.training.run import Saved, initial_state
 from fedjax_health.training.setup import prepare_run
 
 CLIENTS, ENTITIES, ROWS = 4, 2, 120
@@ -135,8 +134,7 @@ def interrupt(config: Config, root: Path, *, after: int) -> records.RunFolder:
 def saved(config: Config, paths: records.RunFolder) -> Saved:
     """Returns the newest checkpoint."""
     prepared = prepare_run(config, records.SILENT)
-    key = root_key(config.seed)
-    state = prepared.built.algorithm.init(key, prepared.built.params)
+    state = initial_state(prepared)
     target = Saved(state, no_best(scoring_view(prepared, state)))
     restored = checkpoint.restore_latest(paths.checkpoints, target)
     assert restored is not None

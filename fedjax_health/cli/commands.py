@@ -77,7 +77,7 @@ def resume(options: argparse.Namespace) -> Outcome:
     from fedjax_health.config import load
 
     folder = records.open_folder(options.folder)
-    _prepare(options, load(folder.config).devices)
+    _prepare(options, load(folder.config).devices or _devices_before(folder))
 
     from fedjax_health import training
 
@@ -177,6 +177,12 @@ def _prepare(options: argparse.Namespace, devices: int | None):
         cache_dir=options.cache_dir,
         no_cache=options.no_cache,
     )
+
+
+def _devices_before(folder: records.RunFolder) -> int | None:
+    """Returns the CPU devices that a run was started with, None if unknown."""
+    environment = records.read_json(folder.environment)
+    return environment.get("devices") if environment.get("platform") == "cpu" else None
 
 
 def _watch(

@@ -151,7 +151,8 @@ def restore_latest(
         if problem is None:
             if check is not None:
                 check(context)
-            return Restored(step, _read(path, target), context)
+            with _silent_absl():
+                return Restored(step, _read(path, target), context)
         warnings.warn(
             f"checkpoint {step} is damaged ({problem}): the one before it is used",
             DamagedCheckpointWarning,
@@ -161,14 +162,16 @@ def restore_latest(
         _set_aside(path)
     if damaged:
         raise CheckpointError(
-            f"every checkpoint in {folder} is damaged: start the run again"
+            f"every checkpoint in {folder} is damaged and was moved to "
+            f"{damaged_folder(folder)}: start a new run, or resume once more to train "
+            "this one again from its first round"
         )
     return None
 
 
 @contextlib.contextmanager
 def _silent_absl() -> Iterator[None]:
-    """Keeps orbax from printing tracebacks of what is raised anyway."""
+    """Keeps orbax from printing what is raised anyway, or concerns nobody."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -194,6 +197,11 @@ def _full_disk(error: BaseException) -> int | None:
     return None
 
 
+def damaged_folder(folder: Path) -> Path:
+    """Returns where the damaged steps of a folder are set aside."""
+    return folder.with_name(f"{folder.name}-{DAMAGED}")
+
+
 def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
@@ -202,7 +210,7 @@ def _steps(folder: Path) -> list[int]:
 
 def _set_aside(path: Path) -> None:
     """Moves a damaged step out of the way, so that its number can be saved again."""
-    place = path.parent.with_name(f"{path.parent.name}-{DAMAGED}")
+    place = damaged_folder(path.parent)
     place.mkdir(exist_ok=True)
     number = len(list(place.iterdir()))
     os.replace(path, place / f"{path.name}-{number}")

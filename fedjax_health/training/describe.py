@@ -28,7 +28,7 @@ def describe(config: Config) -> dict[str, Any]:
     built, plan, store = run.built, run.built.plan, run.prepared.store
     message = built.algorithm.message
     slots = built.sampling.cohort_size
-    model_bytes = trees.num_bytes(built.params)
+    model_bytes = trees.num_bytes(built.abstract_params)
     store_bytes = sum(values.nbytes for values in store.rows.values())
     devices = build.build_mesh(config.devices).size
     stacked = plan.attack is not None or not plan.aggregator.linear

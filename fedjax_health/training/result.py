@@ -12,7 +12,8 @@ from fedjax_health import records
 from fedjax_health.config import Config
 from fedjax_health.core import trees
 from fedjax_health.core.types import Params, RoundState
-from fedjax_health.data.schema import Dataset
+from fedjax_health.data.schema import Dataset, segment_ids, segment_starts
+from fedjax_health.data.splits import Parts
 from fedjax_health.data.store import from_dataset
 from fedjax_health.engine.algorithm import params_of_clients
 from fedjax_health.engine.score import build_scorer
@@ -79,12 +80,13 @@ def finish(
 ) -> dict[str, Any]:
     """Measures the best model on the test part and writes what remains."""
     config, parts = run.config, run.prepared.parts
-    streams = run.prepared.window is not None
+    streams = _have_streams(parts)
     scored, raw = [], []
     for part in (parts.validation, parts.test):
         scores = part_scorer(run, part, mesh)(best.view)
         raw.append(scores)
-        scored.append(Scored(scores, part.label, _segments(part) if streams else None))
+        segment = segment_ids(part) if streams else None
+        scored.append(Scored(scores, part.label, segment))
     figures = evaluate_scores(
         *scored,
         window=config.window.length,
@@ -99,7 +101,7 @@ def finish(
         "best_round": int(best.round),
         "validation": validation_figures(run, raw[0]),
         "seed": config.seed,
-        "num_params": trees.num_params(run.built.params),
+        "num_params": trees.num_params(run.built.abstract_params),
         "uplink_bytes_per_client": run.built.algorithm.message.uplink_bytes(),
     }
     oracle = [
@@ -109,7 +111,7 @@ def finish(
     ]
     if len(oracle) == 2:
         pairs = [
-            Scored(_sigmoid(scores), part.label, _segments(part) if streams else None)
+            Scored(_sigmoid(scores), part.label, segment_ids(part) if streams else None)
             for scores, part in zip(oracle, (parts.validation, parts.test), strict=True)
         ]
         known = evaluate_scores(
@@ -118,7 +120,7 @@ def finish(
             false_alarm_rate=config.evaluation.false_alarm_rate,
         )
         result["oracle"] = {n: known[n] for n in METRICS if n in known}
-    _write_predictions(paths, parts.test, raw[1], figures)
+    write_predictions(paths, parts.test, raw[1], figures)
     records.write_json(paths.result, result)
     return with_folder(result, paths)
 
@@ -138,17 +140,18 @@ def _sigmoid(score: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-score.astype(np.float64)))
 
 
-def _segments(part: Dataset) -> np.ndarray:
-    """Returns one number per stream, so that equal neighbours belong together."""
-    client, entity = part.client.astype(np.int64), part.entity
-    change = np.ones(part.num_rows, bool)
-    change[1:] = (np.diff(client) != 0) | (np.diff(entity) != 0)
-    return np.cumsum(change)
+def _have_streams(parts: Parts) -> bool:
+    """Returns whether rows follow each other in time, so that delays have a meaning."""
+    test = parts.test
+    return len(segment_starts(test)) < test.num_rows
 
 
-def _write_predictions(
+def write_predictions(
     paths: RunFolder, part: Dataset, scores: np.ndarray, figures: dict[str, float]
 ) -> None:
+    """Writes a part's scores and what is said at the thresholds of the figures."""
+    # As the metrics compare them: thresholds are float64, scores float32.
+    exact = scores.astype(np.float64)
     columns = {
         "client": np.asarray(part.client_names, object)[part.client],
         "entity": part.entity,
@@ -156,10 +159,10 @@ def _write_predictions(
         "label": part.label.astype(np.int8),
         "attack": np.asarray(part.attack_names, object)[part.attack],
         "score": scores,
-        "detected": scores >= figures["threshold"],
+        "detected": exact >= figures["threshold"],
     }
     if "delay_threshold" in figures:
-        columns["alarm"] = scores >= figures["delay_threshold"]
+        columns["alarm"] = exact >= figures["delay_threshold"]
     buffer = io.BytesIO()
     pd.DataFrame(columns).to_parquet(buffer, index=False)
     records.write_bytes(paths.predictions, buffer.getvalue())

@@ -9,6 +9,7 @@ that a resumed run ends with the bytes of an uninterrupted one.
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,14 +70,12 @@ def train(config: Config, folder: str | Path, progress: Progress) -> dict[str, A
     records.require_free_space(folder, needed)
     paths = records.create_folder(folder)
     with records.locked(paths):
-        records.write_json(paths.environment, records.environment(**machine(run)))
+        about = records.environment(**machine(run), context=run_context(run))
+        records.write_json(paths.environment, about)
         save_scaler(run.prepared.scaler, paths.preprocessing)
         # Last of the files that describe the run: with it there is a run to resume.
         records.write_text(paths.config, to_toml(config))
-        state = run.built.algorithm.init(root_key(config.seed), run.built.params)
-        return _go_on(
-            run, paths, Saved(state, no_best(scoring_view(run, state))), progress
-        )
+        return _go_on(run, paths, _first(run), progress)
 
 
 def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
     Raises:
       RunFolderError: if there is no run, or another process works on it.
       CheckpointError: if the configuration or the data have changed since, or every
-        checkpoint is damaged.
+        checkpoint is found damaged; the next call then starts from the first round.
     """
     paths = records.open_folder(folder)
     config = load(str(paths.config))
@@ -101,27 +100,70 @@ def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
             progress.on_message(f"{folder}: this run is complete")
             return with_folder(records.read_json(paths.result), paths)
         run = prepare_run(config, progress)
-        state = run.built.algorithm.init(root_key(config.seed), run.built.params)
-        saved = Saved(state, no_best(scoring_view(run, state)))
+        context = run_context(run)
+        # Until there is a checkpoint, this alone tells whether the run is the same.
+        at_start = records.read_json(paths.environment)["context"]
+        _refuse_other_run(at_start, context, paths)
+        saved = _first(run)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             restored = checkpoint.restore_latest(
                 paths.checkpoints,
                 saved,
-                check=lambda context: _refuse_other_run(
-                    context, run_context(run), paths
-                ),
+                check=lambda then: _refuse_other_run(then, context, paths),
             )
         for warning in caught:
             if issubclass(warning.category, checkpoint.DamagedCheckpointWarning):
                 progress.on_message(f"warning: {warning.message}")
-        if restored is not None:
-            _warn_of_machine(restored.context, run_context(run), paths, progress)
+        if restored is None:
+            _warn_of_start(paths, progress)
+            _warn_of_machine(at_start, context, paths, progress)
+        else:
+            _warn_of_machine(restored.context, context, paths, progress)
             saved = restored.tree
-        done = int(saved.state.round)
-        for lines in (paths.metrics, paths.timings):
-            records.truncate_jsonl(lines, lambda row: row["round"] <= done)
+        _keep_lines(paths, int(saved.state.round))
         return _go_on(run, paths, saved, progress)
+
+
+def initial_state(run: Run) -> RoundState:
+    """Returns the state that a run starts from."""
+    params = build.initial_params(run.config, run.built.model)
+    return run.built.algorithm.init(root_key(run.config.seed), params)
+
+
+def _first(run: Run) -> Saved:
+    state = initial_state(run)
+    return Saved(state, no_best(scoring_view(run, state)))
+
+
+def _keep_lines(paths: RunFolder, done: int) -> None:
+    """Drops the lines of rounds after ``done`` and checks that none before is lacking.
+
+    Raises:
+      RunFolderError: if a line is missing or does not belong there.
+    """
+    kept = [
+        row["round"]
+        for row in records.read_jsonl(paths.metrics)
+        if row["round"] <= done
+    ]
+    if kept != list(range(1, done + 1)):
+        raise records.RunFolderError(
+            f"{paths.metrics}: must hold one line for each of the rounds 1 to {done}, "
+            "in order: put the file back, or start a new run"
+        )
+    for lines in (paths.metrics, paths.timings):
+        records.truncate_jsonl(lines, lambda row: row["round"] <= done)
+
+
+def _warn_of_start(paths: RunFolder, progress: Progress) -> None:
+    """Says that rounds which were done once are done again."""
+    damaged = checkpoint.damaged_folder(paths.checkpoints)
+    if records.read_jsonl(paths.metrics) or damaged.exists():
+        progress.on_message(
+            f"warning: {paths.root}: no whole checkpoint is left: the run starts again "
+            "from its first round"
+        )
 
 
 def _refuse_other_run(
@@ -131,8 +173,8 @@ def _refuse_other_run(
     for name, what in changed.items():
         if saved.get(name) != now[name]:
             raise checkpoint.CheckpointError(
-                f"{paths.root}: the {what} has changed since the checkpoint was "
-                "written: put it back, or start a new run"
+                f"{paths.root}: the {what} has changed since the run was started: put "
+                "it back, or start a new run"
             )
 
 
@@ -164,6 +206,7 @@ def _go_on(
     checkpoints = checkpoint.open_checkpoints(
         paths.checkpoints, keep=config.checkpoint.keep
     )
+    names = run.prepared.parts.train.client_names
     first = int(saved.state.round)
     best = saved.best
     segment = math.gcd(config.evaluation.every, config.checkpoint.every)
@@ -176,7 +219,7 @@ def _go_on(
         last = done == config.rounds
         seconds = time.monotonic() - clock
         rounds = len(metrics["loss"])
-        lines = _lines(metrics, done - rounds)
+        lines = lines_of(metrics, done - rounds)
         value = None
         stop = False
         if last or done % config.evaluation.every == 0:
@@ -187,9 +230,11 @@ def _go_on(
             value = figures["validation_auroc"]
             best = better(best, view, figures, done, config)
             stop = out_of_patience(best, config)
-        records.append_jsonl(paths.metrics, lines)
+        due = last or stop or done % config.checkpoint.every == 0
+        # A checkpoint must not outlive the lines that lead to it.
+        records.append_jsonl(paths.metrics, lines, durable=due)
         evaluated = time.monotonic()
-        if last or stop or done % config.checkpoint.every == 0:
+        if due:
             with records.clear_errors(paths.checkpoints):
                 checkpoint.save(checkpoints, done, Saved(state, best), run_context(run))
         now = time.monotonic()
@@ -209,11 +254,8 @@ def _go_on(
             clients_per_s=timing["clients_per_s"],
             validation=value,
         )
-        for round, count in enumerate(metrics["non_finite"], done - rounds + 1):
-            if count:
-                progress.on_message(
-                    f"round {round}: {count} non-finite client update(s) masked"
-                )
+        for text in masked_updates(metrics, done - rounds, names):
+            progress.on_message(text)
         clock = time.monotonic()
         return stop
 
@@ -229,14 +271,41 @@ def _go_on(
     return finish(run, paths, best, mesh)
 
 
-def _lines(metrics: dict[str, np.ndarray], first: int) -> list[dict[str, Any]]:
+def masked_updates(
+    metrics: dict[str, np.ndarray], first: int, names: Sequence[str]
+) -> list[str]:
+    """Returns one sentence for each round with updates that were left out.
+
+    Args:
+      metrics: of a segment; ``non_finite [rounds]`` counts the updates and
+        ``bad_clients [rounds, n]`` holds ids of their clients, -1 where there is none.
+      first: rounds done before the segment.
+      names: of the clients.
+    """
+    sentences = []
+    ids = metrics.get("bad_clients")
+    for i, count in enumerate(metrics["non_finite"]):
+        if not count:
+            continue
+        known = [] if ids is None else [names[id] for id in ids[i] if id >= 0]
+        listed = f" of {', '.join(known)}" if known else ""
+        more = f" and {int(count) - len(known)} more" if 0 < len(known) < count else ""
+        sentences.append(
+            f"round {first + i + 1}: {int(count)} non-finite client update(s) masked"
+            f"{listed}{more}"
+        )
+    return sentences
+
+
+def lines_of(metrics: dict[str, np.ndarray], first: int) -> list[dict[str, Any]]:
     """Returns one line a round; nothing in them depends on the clock."""
     rounds = len(metrics["loss"])
     skipped = {"bad_clients", "accepted"}
+    # The round comes last: no metric of a custom stage can take its place.
     return [
         {
-            "round": first + i + 1,
             **{n: v[i].item() for n, v in metrics.items() if _is_line(n, v, skipped)},
+            "round": first + i + 1,
         }
         for i in range(rounds)
     ]

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import fedjax_health
 from fedjax_health import build, records
-from fedjax_health.config import Config, Custom, Table, Wustl, config_hash
+from fedjax_health.config import Config, Custom, HospitalSim, Table, Wustl, config_hash
 from fedjax_health.core import trees
 from fedjax_health.core.rng import root_key
+from fedjax_health.data.hospital_sim import VERSION
 from fedjax_health.data.preprocess import summary
 from fedjax_health.data.schema import Dataset, dataset_sha256
 from fedjax_health.engine.devices import available_cores
@@ -24,7 +26,7 @@ class Run(NamedTuple):
     config: Config
     prepared: build.Prepared
     built: build.Built
-    data_sha256: str | None
+    data_version: str
 
 
 def prepare_run(config: Config, progress: Progress) -> Run:
@@ -44,17 +46,18 @@ def prepare_run(config: Config, progress: Progress) -> Run:
         )
     built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
-    return Run(config, prepared, built, _data_digest(config, dataset))
+    return Run(config, prepared, built, _data_version(config, dataset))
 
 
-def _data_digest(config: Config, dataset: Dataset) -> str | None:
-    """Returns what tells changed data; None where the configuration says it all."""
+def _data_version(config: Config, dataset: Dataset) -> str:
+    """Returns what tells changed data: a SHA-256, or the version of the generator."""
     match config.data:
-        case Custom():
-            return dataset_sha256(dataset)
+        case HospitalSim():
+            return f"hospital_sim {VERSION}"
         case Table(path=path) | Wustl(path=path):
             return records.file_sha256(path)
-    return None
+        case Custom():
+            return dataset_sha256(dataset)
 
 
 def machine(run: Run) -> dict[str, Any]:
@@ -72,16 +75,19 @@ def run_context(run: Run) -> dict[str, Any]:
     """Returns what must hold, or is warned about, when a checkpoint is used again."""
     return {
         "config": config_hash(run.config),
-        "data": run.data_sha256,
+        "data": run.data_version,
         **machine(run),
         "jax": jax.__version__,
+        "fedjax_health": fedjax_health.__version__,
     }
 
 
 def state_bytes(run: Run) -> int:
     """Returns the bytes of a run's state on one device."""
     state = jax.eval_shape(
-        run.built.algorithm.init, root_key(run.config.seed), run.built.params
+        run.built.algorithm.init,
+        root_key(run.config.seed),
+        run.built.abstract_params,
     )
     return trees.num_bytes(state._replace(key=()))
 

@@ -71,8 +71,12 @@ def lines_with(changes):
 # Files
 
 
-def test_a_missing_file(refused):
-    assert refused("data.path=wrad.csv") == "wrad.csv does not exist; check the path"
+def test_a_missing_file(refused, workplace):
+    assert refused("data.path=wrad.csv") == (
+        f"wrad.csv does not exist in the current folder {workplace}; check the path"
+    )
+    absent = workplace / "wrad.csv"
+    assert refused(f"data.path={absent}") == f"{absent} does not exist; check the path"
 
 
 def test_a_name_that_no_file_can_have(refused):
@@ -370,5 +374,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace, capsys, monkeypatch,
     with pytest.raises(SystemExit) as caught:
         cli.main(command)
     text = one_error(caught.value.code, capsys.readouterr().err)
-    assert "wild: the configuration has changed since the checkpoint" in text
+    assert "wild: the configuration has changed since the run was started" in text
     assert len(records.read_jsonl(paths.metrics)) == first

@@ -115,6 +115,20 @@ def test_resume_reads_the_folder(training, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == RESULT
 
 
+@pytest.mark.parametrize(
+    ("platform", "arguments", "expected"),
+    [("cpu", (), 5), ("gpu", (), None), ("cpu", ("--device-count", "2"), 2)],
+)
+def test_resume_asks_for_the_devices_of_the_first_run(
+    training, tmp_path, platform, arguments, expected
+):
+    folder = records.create_folder(tmp_path / "old")
+    records.write_text(folder.config, "rounds = 3\n")
+    records.write_json(folder.environment, {"devices": 5, "platform": platform})
+    assert invoke("resume", str(folder.root), *arguments) == 0
+    assert training.prepared[0]["devices"] == expected
+
+
 def test_device_and_cache_options_reach_jax_before_training(training):
     assert (
         invoke("run", "--device-count", "2", "--cache-dir", "/c", "--set", "devices=4")

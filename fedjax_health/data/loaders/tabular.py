@@ -236,7 +236,8 @@ def _open(file: Path, roles: ColumnRoles) -> _Source:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist; check the path") from None
+        where = "" if file.is_absolute() else f" in the current folder {Path.cwd()}"
+        raise DataError(f"{file} does not exist{where}; check the path") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
