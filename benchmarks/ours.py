@@ -1,8 +1,8 @@
 """Worker: our engine, through ``build_algorithm`` and ``step`` alone.
 
-One host device per core, the packed store in memory, a plan, one ``step`` per round;
-the cohort is put together on the host inside the time that is measured. The other
-benchmarks of the engine build on the same functions.
+One host device per core (at most 8), the packed store in memory, a plan, one ``step``
+per round; the cohort is put together on the host inside the time that is measured. The
+other benchmarks of the engine build on the same functions.
 """
 
 from __future__ import annotations
@@ -113,14 +113,10 @@ def build_cohorts(store):
 
 def versions() -> dict[str, str]:
     """Returns the versions of what our engine's speed rests on."""
-    names = ("fedjax-health", "jax", "jaxlib", "optax", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+    names = ("jax", "jaxlib", "optax", "numpy")
+    found = {name: metadata.version(name) for name in names}
+    # What is measured is what is imported, installed or not.
+    return {"fedjax-health": fh.__version__, **found}
 
 
 def build(workload: str) -> protocol.Trainer:

@@ -168,13 +168,3 @@ def mean_loss(
         logits = logits_of(params, features).astype(np.float64)
         total += float(np.sum(np.logaddexp(0, logits) - label * logits))
     return total / int(np.sum(client_sizes(clients)))
-
-
-def flops_per_example(name: str) -> int:
-    """Returns the floating-point operations of one forward and backward pass."""
-    check_name(name)
-    if name == "mlp":
-        forward = 2 * (64 * 128 + 128 * 64 + 64)
-    else:
-        forward = 2 * TIME_STEPS * (16 + HIDDEN) * 3 * HIDDEN + 2 * HIDDEN
-    return 3 * forward

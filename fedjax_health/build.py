@@ -392,6 +392,8 @@ def _algorithm(settings: Config) -> client.LocalAlgorithm:
             return client.scaffold()
         case config.Ditto():
             return client.ditto(chosen.strength)
+        case Custom():
+            return _custom(chosen, client.LocalAlgorithm, path="algorithm")
 
 
 def _schedule(settings: Config) -> Schedule | None:

@@ -42,7 +42,7 @@ def my_rules(tmp_path_factory):
     """The page's module, on the path as a user's would be."""
     folder = tmp_path_factory.mktemp("extend")
     parts = [b for b in blocks("python") if b.startswith("# my_rules.py")]
-    assert len(parts) == 11
+    assert len(parts) == 12
     (folder / "my_rules.py").write_text("\n\n".join(parts), encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
@@ -160,7 +160,7 @@ def test_data_model_loss_and_all_three_optimisers_from_a_config(my_rules, tmp_pa
 
 
 def test_transform_attacks_and_rule_from_a_config(my_rules, tmp_path):
-    robust, _ = commands()
+    robust, _, _ = commands()
     settings = config(*robust, "server=sgd")
     result, lines, predictions = train(settings, tmp_path / "run")
     clip = by_clip(0.01)
@@ -202,7 +202,7 @@ def test_transform_attacks_and_rule_from_a_config(my_rules, tmp_path):
 
 
 def test_mechanism_on_the_transforms_bound_from_a_config(my_rules, tmp_path):
-    _, private = commands()
+    _, private, _ = commands()
     settings = config(*private, "server=sgd", "seed=3")
     _, lines, predictions = train(settings, tmp_path / "run")
     bound, multiplier = 0.01, 0.5
@@ -234,8 +234,25 @@ def test_mechanism_on_the_transforms_bound_from_a_config(my_rules, tmp_path):
     assert accountant.compose(event, 2).get_epsilon(1e-3) > 0
 
 
+def test_local_algorithm_from_a_config(my_rules, tmp_path):
+    _, _, bounded = commands()
+    settings = config(*bounded, "server=sgd")
+    result, lines, predictions = train(settings, tmp_path / "run")
+    bound = by_clip(0.02)
+
+    def plain(g, round):
+        return 0.1 * 0.5**round * g
+
+    models, losses, _ = simulate(settings, local=lambda g, r: plain(bound(g), r))
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
+    assert [line["update_norm"] for line in lines] == pytest.approx([0.002, 0.001])
+    best = models[result["best_round"] - 1]
+    np.testing.assert_allclose(predictions.score, scores_of(settings, best), rtol=1e-4)
+    assert differ(simulate(settings, local=plain)[0][-1], models[-1])
+
+
 def test_the_bound_is_named_by_the_position_in_the_chain(my_rules):
-    _, private = commands()
+    _, private, _ = commands()
     description = training.describe(config(*private))
     assert description["message"]["bound"] == "0/clip_norm"
     assert description["stages"]["5 privatise"] == "custom my_rules:gaussian"
@@ -263,13 +280,12 @@ def test_the_library_block_runs_and_numbers_compile_nothing_anew(my_rules, capsy
 
 def test_the_page_shows_every_slot_that_takes_a_function():
     (text,) = blocks("toml")
-    robust, private = commands()
-    changes = [*robust, *private]
+    changes = [change for command in commands() for change in command]
     shown = set(re.findall(r'my_rules:(\w+)"', text))
     shown |= {name for c in changes for name in re.findall(r"my_rules:(\w+)", c)}
     defined = set(re.findall(r"^def ([a-z]\w*)\(", "\n".join(blocks("python")), re.M))
     assert shown == defined
-    assert len(shown) == 11
+    assert len(shown) == 12
 
 
 # What a user gets wrong
@@ -282,6 +298,10 @@ def test_the_page_shows_every_slot_that_takes_a_function():
         (["loss.target=my_rules:logistic", "loss.args={}"], "takes a LossFn"),
         (["model.target=my_rules:median", "model.args={}"], "model.args: "),
         (["server.target=my_rules:median"], "this slot takes a Optimizer"),
+        (
+            ["algorithm=custom", "algorithm.target=my_rules:median"],
+            "this slot takes a LocalAlgorithm",
+        ),
         (["server.target=my_rules:medain"], "did you mean 'median'?"),
         (["server.target=my_ruled:median"], "no module 'my_ruled'"),
         (["transforms=[{kind='custom',target='my_rules:clip'}]"], None),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.resources
 import re
 import subprocess
 import sys
@@ -66,6 +67,14 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_the_version_is_a_release_number():
     assert re.fullmatch(r"\d+\.\d+\.\d+([.-]?\w+)*", fedjax_health.__version__)
+
+
+def test_type_marker_and_presets_are_part_of_the_package():
+    files = importlib.resources.files("fedjax_health")
+    assert files.joinpath("py.typed").is_file()
+    presets = files.joinpath("config").joinpath("presets")
+    found = {file.name for file in presets.iterdir() if file.name.endswith(".toml")}
+    assert {"demo.toml", "paper.toml", "many_clients.toml", "wustl.toml"} <= found
 
 
 def test_importing_the_package_is_light():

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -366,6 +367,19 @@ def test_a_run_killed_twice_ends_as_the_whole_one(killing):
     killing.check(paths)
 
 
+def test_a_run_killed_at_random_instants_ends_as_the_whole_one(killing):
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed of the instants: {seed}")  # pytest shows it where the test fails
+    paths = killing.paths("random")
+    seconds = killing.seconds
+    for fraction in random.Random(seed).choices(range(100), k=2):
+        end = fraction / 100 * seconds + time.monotonic()
+        killing.kill_when(paths, lambda end=end: time.monotonic() > end)
+        if paths.result.exists():
+            break
+    killing.check(paths)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fraction",
@@ -373,7 +387,8 @@ def test_a_run_killed_twice_ends_as_the_whole_one(killing):
 )
 def test_a_run_killed_at_any_time_ends_as_the_whole_one(killing, fraction):
     paths = killing.paths(f"at-{fraction}")
-    end = time.monotonic() + fraction * killing.seconds
+    seconds = killing.seconds
+    end = seconds * fraction + time.monotonic()
     killing.kill_when(paths, lambda: time.monotonic() > end)
     killing.check(paths)
 

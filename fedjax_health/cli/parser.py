@@ -99,7 +99,7 @@ def _add_device(parser: argparse.ArgumentParser):
         "--device-count",
         type=_positive,
         metavar="N",
-        help="CPU devices to ask for (default: one per core)",
+        help="CPU devices to ask for (default: one per core, at most 8)",
     )
     parser.add_argument(
         "--cache-dir",

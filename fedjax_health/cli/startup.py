@@ -13,7 +13,7 @@ def prepare_jax(
     """Asks for host devices and turns the persistent compilation cache on.
 
     Args:
-      devices: CPU devices; None for one per core.
+      devices: CPU devices; None for one per core, at most 8.
       cache_dir: folder of the cache; see ``cache_folder``.
       no_cache: leave the cache alone.
     """

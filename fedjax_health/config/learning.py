@@ -89,7 +89,7 @@ class Ditto(Record, frozen=True, tag_field="kind", tag="ditto"):
     strength: NonNegative = 0.1
 
 
-Algorithm = FedAvg | FedProx | Scaffold | Ditto
+Algorithm = FedAvg | FedProx | Scaffold | Ditto | Custom
 
 
 class Sgd(Record, frozen=True, tag_field="kind", tag="sgd"):

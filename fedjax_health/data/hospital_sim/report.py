@@ -59,8 +59,10 @@ def _delays(alarm: np.ndarray, starts: np.ndarray, episodes: np.ndarray) -> np.n
     fresh[starts] = alarm[starts]
     for number, (first, end, _) in enumerate(episodes):
         stream = starts[np.searchsorted(starts, first, side="right") - 1]
-        before = alarm[max(first - c.WINDOW, stream) : first + 1]
-        stale = len(before) == c.WINDOW + 1 and before.all()
+        # The window before the onset, the row before that, and the onset: at most one
+        # window of alarm behind the onset is an early detection.
+        before = alarm[max(first - c.WINDOW - 1, stream) : first + 1]
+        stale = len(before) == c.WINDOW + 2 and before.all()
         hits = np.flatnonzero(fresh[first:end] if stale else alarm[first:end])
         delays[number] = hits[0] if len(hits) else end - first
     return delays

@@ -3,6 +3,7 @@ import pytest
 
 from fedjax_health.data.hospital_sim import oracle_report
 from fedjax_health.data.schema import DataError, Dataset
+from fedjax_health.metrics.delay import find_episodes
 
 
 def _dataset(label, scores):
@@ -38,6 +39,19 @@ def test_an_alarm_long_on_before_the_onset_does_not_count():
     assert oracle_report(_dataset(label, scores))[0].mean_delay == 6
     scores = [-1] * 20 + [1] * 20
     assert oracle_report(_dataset(label, scores))[0].mean_delay == 0
+
+
+@pytest.mark.parametrize("length", [19, 20, 21, 22])
+@pytest.mark.parametrize("start", [0, 7])
+def test_delays_are_those_of_the_metric(start, length):
+    label = [0] * (start + length) + [1] * 10
+    # On for ``length`` steps at the onset, then off, then on again.
+    scores = [-1] * start + [1] * (length + 2) + [-1] * 3 + [1] * 5
+    found = find_episodes(
+        np.array(scores) > 0, label, np.zeros(len(label), int), window=20
+    )
+    assert found.delay.tolist() == [0 if length <= 20 else 5]
+    assert oracle_report(_dataset(label, scores))[0].mean_delay == found.delay[0]
 
 
 def test_one_class_is_refused():
