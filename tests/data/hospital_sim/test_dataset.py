@@ -110,3 +110,11 @@ def test_settings_out_of_range_are_refused(change, sentence):
 def test_hospital_out_of_range_is_refused():
     with pytest.raises(ValueError, match="0 to 11"):
         generate_hospital(DEMO, 0, 12)
+
+
+def test_a_refusal_names_the_field_and_its_value_alone():
+    with pytest.raises(ValueError, match="departments") as caught:
+        SimSettings(departments=(1, 9))
+    assert str(caught.value) == (
+        "hospital_sim: departments must be a range within 1 to 6, not [1, 9]"
+    )
