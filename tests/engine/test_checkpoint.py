@@ -5,9 +5,9 @@ import logging
 import shutil
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from fedjax_health.client import scaffold
@@ -29,10 +29,13 @@ def make_tree(offset=0.0):
 
 
 def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
+    def plain(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if is_key else x
+
+    chex.assert_trees_all_equal(
+        jax.tree.map(plain, a), jax.tree.map(plain, b), strict=True
+    )
 
 
 @pytest.fixture
