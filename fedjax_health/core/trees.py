@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 Tree = Any
 
+# Leaves up to this size are joined before their norm is taken: one kernel, not many.
+_SMALL = 1024
+
 # Accelerators round the factors of a product by default; a bound or a mean must not.
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -42,6 +45,9 @@ def squared_norm(tree: Tree) -> jax.Array:
     """Returns the squared L2 norm over all leaves, float32."""
     # As inner products: XLA's CPU reductions take several times as long.
     flat = [x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(tree)]
+    small = [x for x in flat if x.size <= _SMALL]
+    if len(small) > 1:
+        flat = [jnp.concatenate(small), *(x for x in flat if x.size > _SMALL)]
     products = (jnp.dot(x, x, precision=_EXACT) for x in flat)
     return sum(products, jnp.float32(0))
 

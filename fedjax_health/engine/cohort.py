@@ -1,6 +1,7 @@
 """Training a cohort: one function for one client, mapped over blocks of clients."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,16 @@ PACKED_SIZE = 1 << 17
 
 
 class Delivery(NamedTuple):
-    """What one client's work leaves behind beside its updates."""
+    """What the clients of a cohort deliver beside their updates.
+
+    Attributes:
+      delivered: bool ``[cohort]``, drawn, trained and not dropped out.
+      finite: bool ``[cohort]``, all that its training left is finite.
+      weight: float32 ``[cohort]``, before normalisation; 0 in empty slots.
+      steps: int32 ``[cohort]``, local steps.
+      update_norm: float32 ``[cohort]``, L2 norm of the message.
+      metrics: float32 ``[cohort]`` each, averages over the client's examples.
+    """
 
     delivered: jax.Array
     finite: jax.Array
@@ -38,6 +48,55 @@ class Delivery(NamedTuple):
     steps: jax.Array
     update_norm: jax.Array
     metrics: Metrics
+
+
+class _Slots(NamedTuple):
+    """What is known of each slot before training, ``[cohort + 1]``; the last is empty.
+
+    Attributes:
+      fields: uint32 ``[cohort + 1, fields]``, see ``_FIELDS``: one row is read at once.
+      keys: the keys of each stream that a client draws from.
+      delivered: bool ``[cohort]``.
+      weight: float32 ``[cohort]``.
+    """
+
+    fields: jax.Array
+    keys: dict[Stream, jax.Array]
+    delivered: jax.Array
+    weight: jax.Array
+
+
+class _Outcome(NamedTuple):
+    """What one client's training leaves.
+
+    Attributes:
+      updates: its message.
+      reports: of the algorithm and the transforms.
+      memory: what it remembers.
+      finite: bool ``[]``.
+      figures: float32 ``[1 + metrics]``: the message's norm, then the metrics.
+      delivered: bool ``[]``.
+      weight: float32 ``[]``.
+    """
+
+    updates: Updates
+    reports: dict[str, Any]
+    memory: Any
+    finite: jax.Array
+    figures: jax.Array
+    delivered: jax.Array
+    weight: jax.Array
+
+
+_FIELDS = (
+    "client_id",
+    "first",
+    "num_examples",
+    "num_steps",
+    "malicious",
+    "delivered",
+    "weight",
+)
 
 
 class Trained(NamedTuple):
@@ -63,39 +122,44 @@ def train_cohort(
 ) -> Trained:
     """Trains a cohort, each client ``num_steps`` (int32 ``[cohort]``) local steps."""
     mapping = structure.mapping
-    cohort_size = cohort.client_ids.shape[0]
     keep_stack = structure.forge is not None or not structure.linear
     layout, place = arrange(num_steps, mapping)
     mine = layout[jax.lax.axis_index(AXIS)] if mapping.mesh is not None else layout[0]
-    client = _build_client(structure, state, cohort, num_steps)
+    slots_known = _describe_slots(structure, state, cohort, num_steps)
+    names: list[str] = []
+    client = _build_client(structure, state, cohort, slots_known, names)
 
     def chunk(slots: jax.Array):
         """Trains the clients in ``slots`` ``[chunk]``; sums what is summed."""
         if mapping.chunk == 1:
-            updates, reports, memory, delivery = client(slots[0])
-            good = delivery.delivered & delivery.finite
-            weight = jnp.where(good, delivery.weight, 0.0)
-            sums = {"reports": _where_tree(good, reports)}
+            one = client(slots[0])
+            good = one.delivered & one.finite
+            weight = jnp.where(good, one.weight, 0.0)
+            sums = {"reports": _where_tree(good, one.reports)}
             if not keep_stack:
                 sums["total"] = jax.tree.map(
-                    lambda x: jnp.where(good, x * weight.astype(x.dtype), 0), updates
+                    lambda x: jnp.where(good, x * weight.astype(x.dtype), 0),
+                    one.updates,
                 )
-            rows = jax.tree.map(lambda x: x[None], (memory, delivery))
-            stack = jax.tree.map(lambda x: x[None], updates) if keep_stack else ()
+            rows = jax.tree.map(
+                lambda x: x[None], (one.memory, one.finite, one.figures)
+            )
+            stack = jax.tree.map(lambda x: x[None], one.updates) if keep_stack else ()
             return sums, (rows, stack)
-        updates, reports, memory, delivery = jax.vmap(client)(slots)
-        good = delivery.delivered & delivery.finite
-        weight = jnp.where(good, delivery.weight, 0.0)
+        many = jax.vmap(client)(slots)
+        good = many.delivered & many.finite
+        weight = jnp.where(good, many.weight, 0.0)
 
         def total(x: jax.Array, factors: jax.Array) -> jax.Array:
             present = good.reshape(-1, *[1] * (x.ndim - 1))
             return trees.weighted_sum(factors, jnp.where(present, x, 0))
 
         ones = good.astype(jnp.float32)
-        sums = {"reports": jax.tree.map(lambda x: total(x, ones), reports)}
+        sums = {"reports": jax.tree.map(lambda x: total(x, ones), many.reports)}
         if not keep_stack:
-            sums["total"] = jax.tree.map(lambda x: total(x, weight), updates)
-        return sums, ((memory, delivery), updates if keep_stack else ())
+            sums["total"] = jax.tree.map(lambda x: total(x, weight), many.updates)
+        rows = (many.memory, many.finite, many.figures)
+        return sums, (rows, many.updates if keep_stack else ())
 
     def block(slots: jax.Array):
         """Trains the chunks of one block ``[per_block, chunk]`` one after the other."""
@@ -123,8 +187,15 @@ def train_cohort(
     def by_slot(x: jax.Array) -> jax.Array:
         return x.reshape(slots, *x.shape[4:])[place]
 
-    memory, deliveries = jax.tree.map(by_slot, rows)
-    assert deliveries.weight.shape == (cohort_size,)
+    memory, finite, figures = jax.tree.map(by_slot, rows)
+    deliveries = Delivery(
+        delivered=slots_known.delivered,
+        finite=finite,
+        weight=slots_known.weight,
+        steps=num_steps,
+        update_norm=figures[:, 0],
+        metrics={name: figures[:, 1 + i] for i, name in enumerate(names)},
+    )
     return Trained(
         total=total.get("total"),
         stacked=jax.tree.map(by_slot, stack) if keep_stack else None,
@@ -175,55 +246,75 @@ def _client_keys(state: RoundState, stream: Stream, cohort: Cohort) -> jax.Array
     )
 
 
-def _build_client(
+def _describe_slots(
     structure: Structure, state: RoundState, cohort: Cohort, num_steps: jax.Array
-):
-    """Returns ``slot -> (updates, reports, memory, delivery)`` for one client."""
+) -> _Slots:
+    """Works out for the whole cohort at once what each client needs to start.
+
+    One vectorised draw, and one row to read, are much cheaper than many small ones for
+    every client inside the scan.
+    """
+    streams = (Stream.TRAIN, Stream.TRANSFORM, Stream.ATTACK, Stream.MECHANISM)
+    keys = {stream: _client_keys(state, stream, cohort) for stream in streams}
+    words = jax.vmap(permutation_words)(_client_keys(state, Stream.DATA, cohort))
+    # A straggler without a single step has nothing to deliver.
+    delivered = jnp.asarray(cohort.mask) & (num_steps > 0)
+    if structure.has_dropout:
+        dropout_keys = _client_keys(state, Stream.DROPOUT, cohort)
+        chance = jax.vmap(jax.random.uniform)(dropout_keys)
+        delivered &= chance >= state.hyper["dropout"]
+    weight = jnp.asarray(cohort.mask).astype(jnp.float32)
+    if structure.weighting == "examples":
+        weight = weight * cohort.weights
+    columns = {
+        "client_id": cohort.client_ids,
+        "first": cohort.batches.index,
+        "num_examples": cohort.batches.num_examples,
+        "num_steps": num_steps,
+        "malicious": cohort.malicious,
+        "delivered": delivered,
+        "weight": jax.lax.bitcast_convert_type(weight, jnp.uint32),
+    }
+    fixed = jnp.stack([jnp.asarray(columns[n]).astype(jnp.uint32) for n in _FIELDS], 1)
+    fields = jnp.concatenate([fixed, words.reshape(len(words), -1)], axis=1)
+    return _Slots(jnp.pad(fields, ((0, 1), (0, 0))), keys, delivered, weight)
+
+
+def _build_client(
+    structure: Structure,
+    state: RoundState,
+    cohort: Cohort,
+    slots: _Slots,
+    names: list[str],
+) -> Callable[[jax.Array], _Outcome]:
+    """Returns ``slot -> outcome`` for one client; fills in the names of its metrics."""
     round = state.round
     optimizer = structure.optimizer.build(state.hyper["local"], round)
     rate = structure.optimizer.learning_rate(state.hyper["local"], round)
     train = build_train(
         structure.loss_fn, optimizer, structure.batch_size, structure.data_attack
     )
-    # Keys of the whole cohort at once: one vectorised draw is much cheaper than one
-    # small draw per client inside the scan.
-    keys = {
-        stream: _client_keys(state, stream, cohort)
-        for stream in (
-            Stream.DATA,
-            Stream.DROPOUT,
-            Stream.TRAIN,
-            Stream.TRANSFORM,
-            Stream.ATTACK,
-            Stream.MECHANISM,
-        )
-    }
-    words = jax.vmap(permutation_words)(keys[Stream.DATA])
-    delivers = jnp.ones(len(cohort.mask), bool)
-    if structure.has_dropout:
-        chance = jax.vmap(jax.random.uniform)(keys[Stream.DROPOUT])
-        delivers = chance >= state.hyper["dropout"]
     shared_params = shared_leaves(structure.personal, state.params)
-    batches = cohort.batches
 
-    def client(slot: jax.Array):
-        def at(x) -> jax.Array:
-            return jnp.take(x, slot, mode="clip")
-
-        filled = (slot < cohort.mask.shape[0]) & at(cohort.mask)
-        client_id = at(cohort.client_ids)
-        memory = trees.take_row(state.clients, client_id)
+    def client(slot: jax.Array) -> _Outcome:
+        row = jax.lax.dynamic_index_in_dim(slots.fields, slot, 0, keepdims=False)
+        known = {name: row[i].astype(jnp.int32) for i, name in enumerate(_FIELDS)}
+        weight = jax.lax.bitcast_convert_type(known["weight"], jnp.float32)
+        own = {stream: trees.take_row(k, slot) for stream, k in slots.keys.items()}
+        memory = trees.take_row(state.clients, known["client_id"])
         params = trees.join(memory["personal"], state.params)
-        own = {stream: trees.take_row(of_all, slot) for stream, of_all in keys.items()}
         data = ClientData(
-            examples=batches.arrays,
-            first=at(batches.index),
-            num_examples=at(batches.num_examples),
-            num_steps=jnp.where(filled, at(num_steps), 0),
-            words=trees.take_row(words, slot),
+            examples=cohort.batches.arrays,
+            first=known["first"],
+            num_examples=known["num_examples"],
+            num_steps=known["num_steps"],
+            words=row[len(_FIELDS) :].reshape(2, -1),
             train_key=own[Stream.TRAIN],
             attack=DataAttackContext(
-                own[Stream.ATTACK], client_id, at(cohort.malicious), round
+                own[Stream.ATTACK],
+                known["client_id"],
+                known["malicious"] != 0,
+                round,
             ),
         )
         result = structure.run(
@@ -235,8 +326,6 @@ def _build_client(
         updates = trees.subtract(
             shared_params, shared_leaves(structure.personal, result.params)
         )
-        weight = at(cohort.weights) if structure.weighting == "examples" else 1.0
-        weight = jnp.where(filled, weight, 0.0).astype(jnp.float32)
         context = ClientContext(
             own[Stream.TRANSFORM],
             round,
@@ -274,16 +363,17 @@ def _build_client(
             for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(shaped), strict=False)
         ):
             finite &= trees.all_finite(raw)
-        delivery = Delivery(
-            # A straggler without a single step has nothing to deliver.
-            delivered=filled & at(delivers) & (data.num_steps > 0),
-            finite=finite,
-            weight=weight,
-            steps=data.num_steps,
-            update_norm=jnp.sqrt(norm_squared),
-            metrics=result.metrics,
+        names[:] = sorted(result.metrics)
+        figures = [jnp.sqrt(norm_squared), *(result.metrics[n] for n in names)]
+        return _Outcome(
+            updates,
+            reports,
+            new_memory,
+            finite,
+            jnp.stack([jnp.asarray(x, jnp.float32).reshape(()) for x in figures]),
+            known["delivered"] != 0,
+            weight,
         )
-        return updates, reports, new_memory, delivery
 
     return client
 

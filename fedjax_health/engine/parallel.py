@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 AXIS = "clients"
-BLOCKS = 8
+BLOCKS = 4
 # Share of an accelerator's memory that a vmapped chunk may take.
 CHUNK_MEMORY_SHARE = 0.25
 

@@ -4,12 +4,12 @@ import dataclasses
 import fnmatch
 import functools
 import math
-import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_health.aggregators import mean
@@ -28,6 +28,8 @@ from fedjax_health.core.types import (
     UpdateAttack,
 )
 from fedjax_health.transforms import chain
+
+_REAL = int | float | np.integer | np.floating
 
 
 class Schedule(NamedTuple):
@@ -108,13 +110,13 @@ class Optimizer:
 
     def __post_init__(self):
         rate = self.arguments.get("learning_rate")
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        if isinstance(rate, bool) or not isinstance(rate, _REAL):
             raise ValueError(
                 "Optimizer needs arguments={'learning_rate': number, ...}; a schedule "
                 f"goes into schedule=, not {rate!r}"
             )
         for name, value in self.arguments.items():
-            if isinstance(value, numbers.Real) and not math.isfinite(value):
+            if isinstance(value, _REAL) and not math.isfinite(value):
                 raise ValueError(f"Optimizer: {name}={value} is not a finite number")
             if not isinstance(value, Hashable):
                 raise ValueError(
@@ -161,8 +163,7 @@ class Optimizer:
 def _is_number(name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return False
-    real = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    return real or name == "learning_rate"
+    return isinstance(value, float | np.floating) or name == "learning_rate"
 
 
 class OptimizerStructure(NamedTuple):

@@ -100,7 +100,7 @@ def test_another_mesh_is_refused_with_the_right_one():
 
 def test_a_mapping_is_told_in_words():
     assert mapping_for(20, "scan").describe() == (
-        "scan over clients, each to its own step count; 8 blocks on 1 device"
+        "scan over clients, each to its own step count; 4 blocks on 1 device"
     )
     assert mapping_for(20, 5, 4).describe() == (
         "vmap over chunks of 5 clients sorted by steps; 4 blocks on 4 devices"
