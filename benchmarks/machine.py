@@ -17,7 +17,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "cores": cores,
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load": list(os.getloadavg()),
     }
 

@@ -287,7 +287,7 @@ def masked_updates(
     for i, count in enumerate(metrics["non_finite"]):
         if not count:
             continue
-        known = [] if ids is None else [names[id] for id in ids[i] if id >= 0]
+        known = [] if ids is None else [str(names[int(c)]) for c in ids[i] if c >= 0]
         listed = f" of {', '.join(known)}" if known else ""
         more = f" and {int(count) - len(known)} more" if 0 < len(known) < count else ""
         sentences.append(
