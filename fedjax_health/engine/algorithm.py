@@ -178,11 +178,13 @@ def build_algorithm(
     resident, pace = _Resident(place), _Pace()
 
     def step(state: RoundState, cohort: Cohort) -> tuple[RoundState, Metrics]:
+        fields, examples = pack_cohort(cohort), cohort.batches.arrays
+        if isinstance(state.round, Tracer):
+            # Under a caller's own jit or scan there is nothing to place or await.
+            return compiled(state, fields, examples, plan.root_batches)
         pace.wait()
-        examples = resident.place(cohort.batches.arrays)
-        state, metrics = compiled(
-            state, pack_cohort(cohort), examples, plan.root_batches
-        )
+        placed = resident.place(examples)
+        state, metrics = compiled(state, fields, placed, plan.root_batches)
         pace.follow(metrics["num_clients"])
         return state, metrics
 
@@ -312,8 +314,7 @@ class _Pace:
             self._pending.popleft().block_until_ready()
 
     def follow(self, done: jax.Array) -> None:
-        if not isinstance(done, Tracer):
-            self._pending.append(done)
+        self._pending.append(done)
 
 
 class _Resident:
@@ -325,8 +326,6 @@ class _Resident:
         self._placed: Any = None
 
     def place(self, examples: Examples) -> Examples:
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(examples)):
-            return examples
         if examples is not self._seen:
             self._placed, self._seen = self._place(examples), examples
         return self._placed

@@ -537,3 +537,36 @@ def test_a_second_model_on_the_wire_is_counted():
     one, _, _ = run(plan(), rounds=0)
     two, _, _ = run(plan(algorithm=scaffold()), rounds=0)
     assert two.message.uplink_bytes() == 2 * one.message.uplink_bytes()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_rounds_under_scan_give_the_bits_of_a_loop(devices, meshes):
+    store, params = make_store(), make_params()
+    sampling = Sampling("fixed", population=10, expected=4)
+    algorithm = build_algorithm(
+        loss_fn,
+        plan(transforms=(double_clip(0.5),), dropout=0.2),
+        abstract_params=params,
+        population=10,
+        cohort_size=4,
+        mesh=meshes[devices],
+    )
+    cohorts = [build_cohort_fn(store, sampling, 0)(r) for r in range(4)]
+    examples = cohorts[0].batches.arrays
+
+    def without_examples(cohort):
+        return cohort._replace(batches=cohort.batches._replace(arrays=None))
+
+    def one(state, cohort):
+        full = cohort._replace(batches=cohort.batches._replace(arrays=examples))
+        return algorithm.step(state, full)
+
+    stacked = jax.tree.map(
+        lambda *rows: jnp.stack([jnp.asarray(row) for row in rows]),
+        *map(without_examples, cohorts),
+    )
+    scanned, _ = jax.lax.scan(one, algorithm.init(root_key(0), params), stacked)
+    state = algorithm.init(root_key(0), params)
+    for cohort in cohorts:
+        state, _ = algorithm.step(state, cohort)
+    same_bits(scanned._replace(key=None), state._replace(key=None))
