@@ -1,6 +1,8 @@
 """A whole run on a tiny table: what it leaves, and what it must not depend on."""
 
 import json
+import re
+import shutil
 import tomllib
 
 import jax
@@ -13,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from fedjax_health import build, records, training
 from fedjax_health.config import parse
 from fedjax_health.data.preprocess import load_scaler
+from fedjax_health.engine.checkpoint import CheckpointError
 from fedjax_health.records import RunFolderError
 from fedjax_health.training.result import part_scorer, write_predictions
 from fedjax_health.training.run import lines_of, masked_updates
@@ -307,6 +310,17 @@ def test_resume_of_a_finished_run_returns_its_result(run):
     progress = records.SILENT._replace(on_message=told.append)
     assert training.resume(run().paths.root, progress) == run().result
     assert any("complete" in text for text in told)
+
+
+def test_resume_of_a_finished_run_with_another_configuration_is_refused(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run().paths.root, copy)
+    text = (copy / "config.toml").read_text()
+    assert "rounds = " in text
+    changed = re.sub(r"^rounds = \d+", "rounds = 99", text, count=1, flags=re.MULTILINE)
+    (copy / "config.toml").write_text(changed)
+    with pytest.raises(CheckpointError, match="configuration has changed"):
+        training.resume(copy, records.SILENT)
 
 
 def test_describe_makes_no_parameters(table, monkeypatch):

@@ -33,14 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out",
         metavar="FOLDER",
-        help="run folder, new or empty (default: runs/CONFIG-SEED)",
+        help="run folder, new or empty (default: runs/CONFIG-SEED, then -2, -3, ...)",
     )
 
     resume = _add(commands, "resume", "go on with a run from its last checkpoint")
     resume.add_argument("folder", metavar="DIR", help="run folder")
     _add_device(resume)
 
-    plan = _add(commands, "plan", "say what a run would do; runs nothing")
+    plan = _add(
+        commands, "plan", "say what a run would do; builds the data, trains nothing"
+    )
     _add_config(plan)
     _add_device(plan)
 

@@ -1,5 +1,6 @@
 """Live progress on a terminal, plain lines elsewhere; always on stderr."""
 
+import contextlib
 import math
 import sys
 import time
@@ -67,7 +68,8 @@ def plain(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Pro
         _say(stream, text)
 
     def on_end():
-        stream.flush()
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
 
     return Progress(on_start, on_round, on_message, on_end)
 
@@ -165,4 +167,6 @@ def _from(first_round: int) -> str:
 
 
 def _say(stream: TextIO, text: str):
-    print(text, file=stream, flush=True)
+    # A reader that has gone away must not end hours of training.
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=stream, flush=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_health import build, records
-from fedjax_health.config import Config, load, to_toml
+from fedjax_health.config import Config, config_hash, load, to_toml
 from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import RoundState
 from fedjax_health.data.preprocess import save_scaler
@@ -97,6 +97,7 @@ def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
     config = load(str(paths.config))
     with records.locked(paths):
         if paths.result.is_file():
+            _refuse_other_config(config, paths)
             progress.on_message(f"{folder}: this run is complete")
             return with_folder(records.read_json(paths.result), paths)
         run = prepare_run(config, progress)
@@ -163,6 +164,16 @@ def _warn_of_start(paths: RunFolder, progress: Progress) -> None:
         progress.on_message(
             f"warning: {paths.root}: no whole checkpoint is left: the run starts again "
             "from its first round"
+        )
+
+
+def _refuse_other_config(config: Config, paths: RunFolder) -> None:
+    """Refuses an edited configuration that the finished run is no result of."""
+    then = records.read_json(paths.environment).get("context", {}).get("config")
+    if then not in (None, config_hash(config)):
+        raise checkpoint.CheckpointError(
+            f"{paths.root}: the configuration has changed since this run ended: put it "
+            "back, or start a new run with it (run --config FILE)"
         )
 
 

@@ -54,6 +54,21 @@ def test_time_left_after_a_resume_counts_the_rounds_done_here():
     ]
 
 
+def test_a_reader_that_goes_away_does_not_end_the_run():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    progress = plain(Closed())
+    progress.on_start(total_rounds=2)
+    progress.on_round(round=2, loss=0.5, validation=0.9)
+    progress.on_message("masked")
+    progress.on_end()
+
+
 def test_messages_and_the_end_are_plain_text():
     stream = io.StringIO()
     progress = plain(stream)
