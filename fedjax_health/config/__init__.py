@@ -6,20 +6,8 @@ names a function of your own by ``package.module:function``.
 
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import call_custom, import_target
-from fedjax_health.config.data import (
-    Chronological,
-    Contiguous,
-    DirichletLabels,
-    EpisodeBlocks,
-    HospitalSim,
-    Iid,
-    Natural,
-    QuantitySkew,
-    Scaling,
-    Table,
-    Window,
-    Wustl,
-)
+from fedjax_health.config.data import HospitalSim, Table, Wustl
+from fedjax_health.config.detector import Bce, Gru, Mlp
 from fedjax_health.config.federation import (
     Checkpoint,
     ClipL2,
@@ -33,16 +21,13 @@ from fedjax_health.config.federation import (
 )
 from fedjax_health.config.learning import (
     Adam,
-    Bce,
     Constant,
     Cosine,
     Ditto,
     Exponential,
     FedAvg,
     FedProx,
-    Gru,
     Local,
-    Mlp,
     Scaffold,
     ServerAdam,
     ServerSgd,
@@ -51,6 +36,17 @@ from fedjax_health.config.learning import (
     WarmupCosine,
 )
 from fedjax_health.config.parse import config_hash, load, parse, to_toml, validate
+from fedjax_health.config.preparation import (
+    Chronological,
+    Contiguous,
+    DirichletLabels,
+    EpisodeBlocks,
+    Iid,
+    Natural,
+    QuantitySkew,
+    Scaling,
+    Window,
+)
 from fedjax_health.config.presets import preset_names, preset_summary, preset_text
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config

@@ -1,4 +1,4 @@
-"""Where the data comes from and how it is dealt out, split, cut and scaled."""
+"""Where the data comes from."""
 
 from typing import Annotated, Literal
 
@@ -6,15 +6,12 @@ import msgspec
 
 from fedjax_health.config.common import (
     AboveZero,
-    Count,
     Custom,
-    NonNegative,
     Positive,
     Record,
 )
 
 Range = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=2, max_length=2)]
-Fractions = Annotated[tuple[NonNegative, ...], msgspec.Meta(min_length=3, max_length=3)]
 
 
 class HospitalSim(Record, frozen=True, tag_field="kind", tag="hospital_sim"):
@@ -117,135 +114,3 @@ class Wustl(Record, frozen=True, tag_field="kind", tag="wustl"):
 
 
 Data = HospitalSim | Table | Wustl | Custom
-
-
-class Natural(Record, frozen=True, tag_field="kind", tag="natural"):
-    """The clients that the data names."""
-
-
-class Contiguous(Record, frozen=True, tag_field="kind", tag="contiguous"):
-    """Blocks of the stream, in its order.
-
-    Attributes:
-      num_clients: blocks.
-    """
-
-    num_clients: Positive = 10
-
-
-class Iid(Record, frozen=True, tag_field="kind", tag="iid"):
-    """Units dealt out at random.
-
-    Attributes:
-      num_clients: clients.
-      unit: consecutive rows that stay together, best a multiple of the window.
-    """
-
-    num_clients: Positive = 10
-    unit: Positive = 100
-
-
-class DirichletLabels(Record, frozen=True, tag_field="kind", tag="dirichlet_labels"):
-    """Label shares of the clients drawn from a Dirichlet distribution.
-
-    Attributes:
-      num_clients: clients.
-      alpha: concentration; smaller is less alike.
-      unit: consecutive rows that stay together, best a multiple of the window.
-      by: the labels that are dealt: 0 and 1, or the types of attack.
-    """
-
-    num_clients: Positive = 10
-    alpha: AboveZero = 0.3
-    unit: Positive = 100
-    by: Literal["label", "attack"] = "label"
-
-
-class QuantitySkew(Record, frozen=True, tag_field="kind", tag="quantity_skew"):
-    """Client sizes by a power law.
-
-    Attributes:
-      num_clients: clients.
-      exponent: exponent of the power law; 0 for equal sizes.
-      unit: consecutive rows that stay together, best a multiple of the window.
-    """
-
-    num_clients: Positive = 10
-    exponent: NonNegative = 1.0
-    unit: Positive = 100
-
-
-Partition = Natural | Contiguous | Iid | DirichletLabels | QuantitySkew
-
-
-class Chronological(Record, frozen=True, tag_field="kind", tag="chronological"):
-    """Earlier rows train, later rows test.
-
-    Attributes:
-      train: share of the training part.
-      validation: share of the validation part.
-      test: share of the test part.
-      embargo: rows left out at each border; the window's length where it is left out.
-      scope: whose rows are cut by time together: each client's, those of the whole
-        table ("global") or each entity's.
-    """
-
-    train: AboveZero = 0.6
-    validation: AboveZero = 0.1
-    test: AboveZero = 0.3
-    embargo: Count | None = None
-    scope: Literal["client", "global", "entity"] = "client"
-
-    def __post_init__(self):
-        _check_shares((self.train, self.validation, self.test))
-
-
-class EpisodeBlocks(Record, frozen=True, tag_field="kind", tag="episode_blocks"):
-    """Blocks of time dealt out to the parts, no episode cut in two.
-
-    Attributes:
-      block: rows of a block.
-      fractions: shares of training, validation and test part.
-      embargo: rows left out at each border; the window's length where it is left out.
-    """
-
-    block: Positive = 200
-    fractions: Fractions = (0.6, 0.1, 0.3)
-    embargo: Count | None = None
-
-    def __post_init__(self):
-        _check_shares(self.fractions)
-
-
-Split = Chronological | EpisodeBlocks
-
-
-class Window(Record, frozen=True):
-    """What one example is.
-
-    Attributes:
-      length: time steps of an example; 1 makes every row an example by itself.
-      stride: rows from the start of one training window to that of the next.
-    """
-
-    length: Positive = 20
-    stride: Positive = 5
-
-
-class Scaling(Record, frozen=True):
-    """Standardisation, fitted on the training part.
-
-    Attributes:
-      scope: fitted in each client by itself, or once over all of them.
-      clip: bound on the magnitude of a scaled value, in standard deviations.
-    """
-
-    scope: Literal["client", "pooled"] = "client"
-    clip: AboveZero = 8.0
-
-
-def _check_shares(shares: tuple[float, ...]):
-    total = sum(shares)
-    if not abs(total - 1) < 1e-6:
-        parts = " + ".join(f"{share:g}" for share in shares)
-        raise ValueError(f"{parts} is {total:g}: the three parts must add up to 1")

@@ -10,16 +10,8 @@ from fedjax_health.config.common import (
     Record,
     Seed,
 )
-from fedjax_health.config.data import (
-    Chronological,
-    Data,
-    HospitalSim,
-    Natural,
-    Partition,
-    Scaling,
-    Split,
-    Window,
-)
+from fedjax_health.config.data import Data, HospitalSim
+from fedjax_health.config.detector import Bce, Gru, Loss, Mlp, Model
 from fedjax_health.config.federation import (
     Aggregator,
     Checkpoint,
@@ -36,18 +28,21 @@ from fedjax_health.config.federation import (
 )
 from fedjax_health.config.learning import (
     Algorithm,
-    Bce,
     Ditto,
     FedAvg,
-    Gru,
     Local,
-    Loss,
-    Mlp,
-    Model,
     Scaffold,
     Server,
     ServerSgd,
     Sgd,
+)
+from fedjax_health.config.preparation import (
+    Chronological,
+    Natural,
+    Partition,
+    Scaling,
+    Split,
+    Window,
 )
 
 

@@ -35,11 +35,63 @@ class Model(NamedTuple):
       init: key -> parameters.
       apply: ``(params, batch, *, key=None) -> outputs``. ``batch`` maps names to
         arrays with a leading example axis; outputs are logits ``[examples]`` or, for
-        streams, ``[examples, time]``. Without a key the model is deterministic.
+        streams, ``[examples, time]``, or a ``Detection`` that holds them. Without a key
+        the model is deterministic.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[..., Outputs]
+
+
+class ModalityColumns(NamedTuple):
+    """Where one modality lies among the columns of ``batch["x"]``.
+
+    Attributes:
+      name: of the modality.
+      values: first and end column of its features.
+      observed: first and end column of the flags that say 1 where a value was
+        observed, one for each feature; None where every value is.
+      elapsed: first and end column of log(1 + steps) since the value was last
+        observed (since the start of the stream before that), one for each feature; the
+        values are then the last observed ones. None where time does not matter.
+    """
+
+    name: str
+    values: tuple[int, int]
+    observed: tuple[int, int] | None = None
+    elapsed: tuple[int, int] | None = None
+
+
+InputLayout = tuple[ModalityColumns, ...]
+
+
+class Detection(NamedTuple):
+    """What a detector of several parts says of a batch; ``logits`` alone is its answer.
+
+    Axes written ``...`` are ``[examples]`` or, for streams, ``[examples, time]``.
+
+    Attributes:
+      logits: ``[...]``.
+      unimodal: modality name -> logits ``[...]`` of that modality alone.
+      aligned: modality name -> embedding ``[..., width]`` in the space in which the
+        modalities are compared.
+      embedding: ``[..., width]``, what the last layer sees; None where there is none.
+      shares: float32 ``[..., modalities]``, how much each modality counts; they sum to
+        1, and a modality that is absent has 0. None where there is one modality.
+      present: bool ``[..., modalities]``, which modalities were observed at all.
+    """
+
+    logits: jax.Array
+    unimodal: dict[str, jax.Array]
+    aligned: dict[str, jax.Array]
+    embedding: jax.Array | None = None
+    shares: jax.Array | None = None
+    present: jax.Array | None = None
+
+
+def logits_of(outputs: Outputs) -> jax.Array:
+    """Returns the logits of what a model returned, a ``Detection`` or bare logits."""
+    return outputs.logits if isinstance(outputs, Detection) else outputs
 
 
 class LossFn(Protocol):

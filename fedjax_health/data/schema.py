@@ -6,7 +6,9 @@ stand together, within them rows of one entity, within those time does not decre
 """
 
 import hashlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +35,17 @@ class Dataset(NamedTuple):
         values were observed. The others hold no NaN.
       oracle: float32 ``[rows]`` score of an observer that knows how the data was
         generated, or None for data whose truth is not known.
+      target: what a label belongs to: "row", each time step or record, or "entity",
+        all rows of one entity together (a stay), which then is one example.
+      carried: masked modalities whose models see the last observed value and the time
+        since then in place of a gap.
+      categories: modality name -> column -> names of its categories. Such a column
+        holds indices into the names, NaN for none, until preprocessing encodes it.
+      patient: int64 ``[rows]``, equal for all rows of one person in the whole dataset
+        (several stays, several devices), or None where every entity is its own.
+      entity_names: names that ``entity`` is an index into; empty where the numbers
+        have no names.
+      step_seconds: time between two rows of an entity, or None where it is unknown.
     """
 
     features: dict[str, np.ndarray]
@@ -46,6 +59,12 @@ class Dataset(NamedTuple):
     time: np.ndarray
     masked: frozenset[str] = frozenset()
     oracle: np.ndarray | None = None
+    target: Literal["row", "entity"] = "row"
+    carried: frozenset[str] = frozenset()
+    categories: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    patient: np.ndarray | None = None
+    entity_names: tuple[str, ...] = ()
+    step_seconds: float | None = None
 
     @property
     def num_rows(self) -> int:
@@ -68,6 +87,7 @@ def take_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
         entity=dataset.entity[rows],
         time=dataset.time[rows],
         oracle=None if dataset.oracle is None else dataset.oracle[rows],
+        patient=None if dataset.patient is None else dataset.patient[rows],
     )
 
 
@@ -93,6 +113,8 @@ def select_modalities(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
         features={name: dataset.features[name] for name in names},
         feature_names={name: dataset.feature_names[name] for name in names},
         masked=dataset.masked & set(names),
+        carried=dataset.carried & set(names),
+        categories={n: c for n, c in dataset.categories.items() if n in names},
     )
 
 
@@ -102,6 +124,35 @@ def segment_starts(dataset: Dataset) -> np.ndarray:
         return np.zeros(0, np.int64)
     change = (np.diff(dataset.client) != 0) | (np.diff(dataset.entity) != 0)
     return np.concatenate([[0], np.flatnonzero(change) + 1]).astype(np.int64)
+
+
+def last_rows(dataset: Dataset) -> np.ndarray:
+    """Returns the last row of every run of one entity of one client, int64."""
+    return np.append(segment_starts(dataset)[1:], dataset.num_rows) - 1
+
+
+def examples_of(dataset: Dataset) -> Dataset:
+    """Returns one row for each thing that has a label of its own.
+
+    That is every row, or the last row of each entity where the label belongs to the
+    entity: what scores, thresholds and metrics are counted over.
+    """
+    if dataset.target == "row" or dataset.num_rows == 0:
+        return dataset
+    return take_rows(dataset, last_rows(dataset))
+
+
+def patients_of(dataset: Dataset) -> np.ndarray:
+    """Returns int64 ``[rows]``, the persons that rows belong to, numbered from 0.
+
+    Where the data names no patients, every entity of a client is one.
+    """
+    if dataset.patient is not None:
+        return np.unique(dataset.patient, return_inverse=True)[1].astype(np.int64)
+    if dataset.num_rows == 0:
+        return np.zeros(0, np.int64)
+    pairs = np.stack([dataset.client.astype(np.int64), dataset.entity], axis=1)
+    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def segment_ids(dataset: Dataset) -> np.ndarray:
@@ -137,10 +188,9 @@ def check_dataset(dataset: Dataset, *, source: str = "the data"):
     for name, (dtype, values) in columns.items():
         if name == "oracle" and values is None:
             continue
-        if np.shape(values) != (rows,) or getattr(values, "dtype", None) != dtype:
-            raise DataError(
-                f"{source}: {name} is {_kind(values)}; give {np.dtype(dtype)} ({rows},)"
-            )
+        _check_column(name, dtype, values, rows, source)
+    if dataset.patient is not None:
+        _check_column("patient", np.int64, dataset.patient, rows, source)
     _refuse_rows(~np.isin(dataset.label, (0, 1)), source, "label is not 0 or 1")
     if dataset.label.min() == dataset.label.max():
         raise DataError(f"{source}: every label is {dataset.label[0]:g}: give both")
@@ -159,6 +209,7 @@ def check_dataset(dataset: Dataset, *, source: str = "the data"):
     _refuse_rows(~np.isfinite(dataset.time), source, "time is not finite")
     _check_order(dataset, source)
     _check_features(dataset, source)
+    _check_target(dataset, source)
 
 
 def dataset_sha256(dataset: Dataset) -> str:
@@ -177,8 +228,48 @@ def dataset_sha256(dataset: Dataset) -> str:
 def _named_parts(dataset: Dataset) -> list[tuple[str, object]]:
     parts = dataset._asdict()
     features = parts.pop("features")
+    # Sets and mappings have no order of their own.
     parts["masked"] = tuple(sorted(dataset.masked))
+    parts["carried"] = tuple(sorted(dataset.carried))
+    parts["categories"] = [
+        (name, sorted(columns.items()))
+        for name, columns in sorted(dataset.categories.items())
+    ]
     return [*parts.items(), *((f"features.{n}", v) for n, v in features.items())]
+
+
+def _check_column(name: str, dtype: Any, values: Any, rows: int, source: str):
+    if np.shape(values) != (rows,) or getattr(values, "dtype", None) != dtype:
+        raise DataError(
+            f"{source}: {name} is {_kind(values)}; give {np.dtype(dtype)} ({rows},)"
+        )
+
+
+def _check_target(dataset: Dataset, source: str):
+    if dataset.target not in ("row", "entity"):
+        raise DataError(f'{source}: target is {dataset.target!r}: "row" or "entity"')
+    if dataset.target == "entity":
+        segment = segment_ids(dataset)
+        first = dataset.label[segment_starts(dataset)][segment]
+        what = "label changes inside an entity; set target to row"
+        _refuse_rows(dataset.label != first, source, what)
+    if not dataset.carried <= dataset.masked:
+        name = min(dataset.carried - dataset.masked)
+        raise DataError(f"{source}: carried names {name!r}, which masked does not")
+    for modality, columns in dataset.categories.items():
+        names = dataset.feature_names.get(modality, ())
+        for column, labels in columns.items():
+            if column not in names:
+                raise DataError(
+                    f"{source}: categories names column {column!r}, which modality "
+                    f"{modality!r} does not have"
+                )
+            values = dataset.features[modality][:, names.index(column)]
+            known = np.isnan(values) | (
+                (values >= 0) & (values < len(labels)) & (values == np.floor(values))
+            )
+            what = f"{modality}.{column} is no index into its {len(labels)} categories"
+            _refuse_rows(~known, source, what)
 
 
 def _check_order(dataset: Dataset, source: str):

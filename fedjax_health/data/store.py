@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_health.core.types import Examples
+from fedjax_health.core.types import Examples, InputLayout, ModalityColumns
 from fedjax_health.data.schema import DataError, Dataset, segment_starts
 
 _FORMAT = "fedjax_health store 1"
@@ -99,12 +99,17 @@ def from_dataset(
     window: int | None = None,
     stride: int = 1,
     pad: bool = False,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> ClientStore:
     """Packs a prepared dataset into rows ``x``, ``label`` and, windowed, ``valid``.
 
-    ``x`` holds the modalities' features side by side, a missing value as 0 (the mean,
-    after scaling); a modality with missing values brings one more column per feature
+    ``x`` holds what ``input_layout`` says: the modalities' features side by side, a
+    missing value as 0 (the mean, after scaling) or, in a carried modality, as the last
+    observed one; a modality with missing values brings one more column per feature
     that says 1 where the value was observed.
+
+    Where the label belongs to the entity, each entity is one example: its last
+    ``window`` rows, filled up in front where it has fewer.
 
     Args:
       dataset: scaled features; NaN marks a missing value.
@@ -113,6 +118,7 @@ def from_dataset(
       pad: whether every row ends a window, those at the start of a stream being
         filled up with rows of ``valid`` 0 in front (for scoring). Without it a stream
         shorter than the window is filled up to one window, so that no row is lost.
+      extra: further arrays ``[rows, ...]`` to pack, 0 where a window is filled up.
 
     Returns:
       A store; windows never cross two streams.
@@ -124,17 +130,23 @@ def from_dataset(
         raise DataError(f"window must be 1 step or more, not {window}")
     if stride < 1:
         raise DataError(f"stride must be 1 row or more, not {stride}")
+    if window is None and dataset.target == "entity":
+        window = 1
     x = assemble(dataset)
     label = dataset.label.astype(np.float32)
     clients = np.arange(dataset.num_clients + 1)
     if window is None:
         offsets = np.searchsorted(dataset.client, clients).astype(np.int64)
-        return ClientStore(
-            {"x": x, "label": label}, None, None, offsets, dataset.client_names
-        )
+        rows = {"x": x, "label": label, **(extra or {})}
+        return ClientStore(rows, None, None, offsets, dataset.client_names)
     begins = segment_starts(dataset)
     lengths = np.diff(np.append(begins, dataset.num_rows))
-    fill = np.full(len(begins), window - 1) if pad else np.maximum(window - lengths, 0)
+    every_row = pad and dataset.target == "row"
+    fill = (
+        np.full(len(begins), window - 1)
+        if every_row
+        else np.maximum(window - lengths, 0)
+    )
     packed_begins = np.cumsum(fill + lengths) - (fill + lengths)
     position = np.repeat(packed_begins + fill - begins, lengths)
     position = position + np.arange(dataset.num_rows)
@@ -148,11 +160,16 @@ def from_dataset(
         "x": x,
         "label": label,
         "valid": np.ones(dataset.num_rows, np.float32),
+        **(extra or {}),
     }.items():
         packed = np.zeros((total, *values.shape[1:]), values.dtype)
         packed[position] = values
         rows[name] = packed
-    per_segment = (fill + lengths - window) // stride + 1
+    per_segment = (
+        (fill + lengths - window) // stride + 1
+        if dataset.target == "row"
+        else np.ones(len(begins), np.int64)
+    )
     segment = np.repeat(np.arange(len(begins)), per_segment)
     within = np.arange(len(segment)) - np.repeat(
         np.cumsum(per_segment) - per_segment, per_segment
@@ -170,45 +187,85 @@ def assemble(dataset: Dataset) -> np.ndarray:
     """Returns the model's input ``[rows, features]``, float32, without NaN.
 
     The columns depend on the modalities' declared missingness alone: see
-    ``input_names``.
+    ``input_layout``.
 
     Raises:
       DataError: for a missing value in a modality that was declared complete.
     """
-    x = np.empty((dataset.num_rows, assembled_width(dataset)), np.float32)
-    column = 0
-    for name, values in dataset.features.items():
-        width = values.shape[1]
-        part = x[:, column : column + width]
-        part[:] = values
-        column += width
+    layout = input_layout(dataset)
+    x = np.empty((dataset.num_rows, input_width(layout)), np.float32)
+    for columns in layout:
+        name = columns.name
+        part = x[:, slice(*columns.values)]
+        part[:] = dataset.features[name]
         missing = np.isnan(part)
-        if name in dataset.masked:
-            part[missing] = 0
-            x[:, column : column + width] = ~missing
-            column += width
+        if columns.observed is not None:
+            x[:, slice(*columns.observed)] = ~missing
         elif missing.any():
             row, feature = np.argwhere(missing)[0]
             raise DataError(
                 f"modality {name!r} was declared complete, but "
                 f"{dataset.feature_names[name][feature]} is missing in row {row}"
             )
+        if columns.elapsed is not None:
+            x[:, slice(*columns.elapsed)] = _carry(part, missing, dataset)
+        part[np.isnan(part)] = 0
     return x
 
 
-def assembled_width(dataset: Dataset) -> int:
+def _carry(values: np.ndarray, missing: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Puts last observed values into gaps, in place; returns log(1 + steps) since."""
+    starts = segment_starts(dataset)
+    lengths = np.diff(np.append(starts, dataset.num_rows))
+    start = np.repeat(starts, lengths)[:, None]
+    row = np.arange(dataset.num_rows)[:, None]
+    latest = np.maximum.accumulate(np.where(missing, -1, row), axis=0)
+    seen = latest >= start
+    source = np.where(seen, latest, start)
+    values[:] = np.where(seen, np.take_along_axis(values, source, axis=0), np.nan)
+    seconds = dataset.time[:, None] - dataset.time[source]
+    return np.log1p(np.maximum(seconds, 0) / (dataset.step_seconds or 1.0))
+
+
+def input_layout(dataset: Dataset) -> InputLayout:
+    """Returns where each modality lies in what ``assemble`` makes."""
+    layout, column = [], 0
+    for name in dataset.features:
+        width = len(dataset.feature_names[name])
+        spans: list[tuple[int, int] | None] = []
+        for wanted in (True, name in dataset.masked, name in dataset.carried):
+            spans.append((column, column + width) if wanted else None)
+            column += width if wanted else 0
+        assert spans[0] is not None
+        layout.append(ModalityColumns(name, spans[0], spans[1], spans[2]))
+    return tuple(layout)
+
+
+def input_width(layout: InputLayout) -> int:
     """Returns how many columns ``assemble`` makes."""
-    return len(input_names(dataset))
+    return max(
+        span[1]
+        for columns in layout
+        for span in (columns.values, columns.observed, columns.elapsed)
+        if span is not None
+    )
+
+
+def assembled_width(dataset: Dataset) -> int:
+    """Returns how many columns ``assemble`` makes of a dataset."""
+    return input_width(input_layout(dataset))
 
 
 def input_names(dataset: Dataset) -> tuple[str, ...]:
     """Returns the names of the columns that ``assemble`` makes."""
     names: list[str] = []
-    for name in dataset.features:
-        columns = dataset.feature_names[name]
-        names += [f"{name}.{column}" for column in columns]
-        if name in dataset.masked:
-            names += [f"{name}.{column} observed" for column in columns]
+    for columns in input_layout(dataset):
+        named = [f"{columns.name}.{n}" for n in dataset.feature_names[columns.name]]
+        names += named
+        if columns.observed is not None:
+            names += [f"{name} observed" for name in named]
+        if columns.elapsed is not None:
+            names += [f"{name} elapsed" for name in named]
     return tuple(names)
 
 

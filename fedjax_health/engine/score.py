@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from fedjax_health.client import gather
-from fedjax_health.core.types import Examples, Model, Params
+from fedjax_health.core.types import Examples, Model, Params, logits_of
 from fedjax_health.data.store import ClientStore, to_examples
 from fedjax_health.engine.parallel import AXIS
 
@@ -68,7 +68,7 @@ def build_scorer(
 def _compiled(apply: Callable[..., Any], mesh: jax.sharding.Mesh | None):
     def score(params: Params, examples: Examples, index: jax.Array) -> jax.Array:
         def chunk(rows: jax.Array) -> jax.Array:
-            logits = apply(params, gather(examples, rows))
+            logits = logits_of(apply(params, gather(examples, rows)))
             last = logits if logits.ndim == 1 else logits[:, -1]
             return jax.nn.sigmoid(last.astype(jnp.float32))
 

@@ -1,0 +1,149 @@
+"""Prepared data and a configuration become a federated algorithm."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_health import config
+from fedjax_health.build.detector import build_loss, build_model
+from fedjax_health.build.plan import build_plan
+from fedjax_health.build.prepare import Prepared
+from fedjax_health.config import Config, ConfigError
+from fedjax_health.core.rng import Stream, key_for, root_key
+from fedjax_health.core.types import (
+    FederatedAlgorithm,
+    Key,
+    LossFn,
+    Model,
+    Params,
+    Sampling,
+)
+from fedjax_health.engine.algorithm import build_algorithm
+from fedjax_health.engine.parallel import AXIS
+from fedjax_health.engine.plan import RoundPlan
+
+
+class Built(NamedTuple):
+    """All that a run needs beside its data.
+
+    Attributes:
+      model: the detector.
+      loss_fn: the training loss.
+      plan: what fills the stages of a round.
+      sampling: how cohorts are drawn.
+      algorithm: the federated algorithm.
+      abstract_params: shapes and dtypes of the parameters.
+      malicious: bool ``[population]``.
+    """
+
+    model: Model
+    loss_fn: LossFn
+    plan: RoundPlan
+    sampling: Sampling
+    algorithm: FederatedAlgorithm
+    abstract_params: Params
+    malicious: np.ndarray
+
+
+def build(settings: Config, prepared: Prepared) -> Built:
+    """Builds model, loss, plan and algorithm for prepared data.
+
+    Raises:
+      ConfigError: if a custom entry does not return what its slot takes.
+      CompositionError: if stages must not be combined.
+      ValueError: for sizes that do not fit the data.
+    """
+    population = prepared.store.num_clients
+    model = build_model(settings, prepared)
+    loss_fn = build_loss(settings, model)
+    plan = build_plan(settings)
+    sampling = build_sampling(settings, population)
+    abstract_params = jax.eval_shape(model.init, _init_key(settings))
+    algorithm = build_algorithm(
+        loss_fn,
+        plan,
+        abstract_params=abstract_params,
+        population=population,
+        cohort_size=sampling.cohort_size,
+        sampling=sampling,
+        parallelism=settings.chunk or settings.parallelism,
+        mesh=build_mesh(settings.devices),
+    )
+    return Built(
+        model=model,
+        loss_fn=loss_fn,
+        plan=plan,
+        sampling=sampling,
+        algorithm=algorithm,
+        abstract_params=abstract_params,
+        malicious=malicious_clients(settings, population),
+    )
+
+
+def initial_params(settings: Config, model: Model) -> Params:
+    """Returns the parameters that a run starts from."""
+    return model.init(_init_key(settings))
+
+
+def _init_key(settings: Config) -> Key:
+    return key_for(root_key(settings.seed), Stream.INIT)
+
+
+def build_mesh(devices: int | None) -> jax.sharding.Mesh:
+    """Returns the mesh over the first ``devices`` devices; None takes all.
+
+    Raises:
+      ConfigError: if there are fewer.
+    """
+    have = jax.local_devices()
+    if devices is not None and devices > len(have):
+        raise ConfigError(
+            f"config: devices: {devices}: there are {len(have)}; lower it, or leave "
+            "it out"
+        )
+    return jax.sharding.Mesh(np.array(have[:devices]), (AXIS,))
+
+
+def build_sampling(settings: Config, population: int) -> Sampling:
+    """Returns how cohorts are drawn.
+
+    Raises:
+      ConfigError: if the cohort is larger than the population.
+    """
+    chosen = settings.sampling
+    expected = chosen.cohort_size or population
+    if expected > population:
+        raise ConfigError(
+            f"config: sampling.cohort_size: {expected}: there are only {population} "
+            "clients: lower it, or leave it out to take all of them"
+        )
+    match chosen:
+        case config.Fixed():
+            return Sampling("fixed", population=population, expected=expected)
+        case config.Poisson():
+            return Sampling(
+                "poisson", population=population, expected=expected, cap=chosen.cap
+            )
+
+
+def malicious_clients(settings: Config, population: int) -> np.ndarray:
+    """Returns which clients are malicious, bool ``[population]``.
+
+    Raises:
+      ConfigError: for a client id beyond the population.
+    """
+    flags = np.zeros(population, bool)
+    chosen = settings.malicious
+    if isinstance(chosen, tuple):
+        if max(chosen, default=0) >= population:
+            raise ConfigError(
+                f"config: malicious: client id {max(chosen)}: ids run from 0 to "
+                f"{population - 1}"
+            )
+        flags[list(chosen)] = True
+        return flags
+    count = round(chosen * population)
+    rng = np.random.default_rng([settings.seed, int(Stream.ATTACK)])
+    flags[rng.choice(population, size=count, replace=False)] = True
+    return flags

@@ -1,0 +1,162 @@
+"""A configuration becomes what fills the stages of a round."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from fedjax_health import aggregators, client, config, transforms
+from fedjax_health.build.custom import custom_entry, optional_entry
+from fedjax_health.config import Config, ConfigError, Custom
+from fedjax_health.core.types import (
+    Aggregator,
+    ClientTransform,
+    DataAttack,
+    Mechanism,
+    UpdateAttack,
+)
+from fedjax_health.engine.plan import (
+    LocalTraining,
+    Optimizer,
+    RoundPlan,
+    Schedule,
+    cosine_schedule,
+    exponential_schedule,
+    normalization_leaves,
+    paths_matching,
+)
+
+
+def build_plan(settings: Config) -> RoundPlan:
+    """Returns what fills the stages of a round."""
+    return RoundPlan(
+        local=LocalTraining(
+            algorithm=_algorithm(settings),
+            optimizer=_local_optimizer(settings),
+            epochs=settings.local.epochs,
+            steps=settings.local.steps,
+            batch_size=settings.local.batch_size,
+        ),
+        data_attack=optional_entry(
+            settings.data_attack, DataAttack, path="data_attack"
+        ),
+        transforms=tuple(
+            _transform(entry, path=f"transforms.{i}")
+            for i, entry in enumerate(settings.transforms)
+        ),
+        attack=optional_entry(settings.attack, UpdateAttack, path="attack"),
+        aggregator=(
+            aggregators.mean()
+            if isinstance(settings.aggregator, config.Mean)
+            else custom_entry(settings.aggregator, Aggregator, path="aggregator")
+        ),
+        mechanism=optional_entry(settings.mechanism, Mechanism, path="mechanism"),
+        server_optimizer=_server_optimizer(settings),
+        weighting=settings.weighting,
+        personal=_personal(settings),
+        dropout=settings.dropout,
+    )
+
+
+def _transform(entry: Any, *, path: str) -> ClientTransform:
+    match entry:
+        case config.Identity():
+            return transforms.identity()
+        case config.ClipL2():
+            return transforms.clip_l2(entry.max_norm)
+    return custom_entry(entry, ClientTransform, path=path)
+
+
+def _algorithm(settings: Config) -> client.LocalAlgorithm:
+    chosen = settings.algorithm
+    match chosen:
+        case config.FedAvg():
+            return client.fedavg()
+        case config.FedProx():
+            return client.fedprox(chosen.mu)
+        case config.Scaffold():
+            return client.scaffold()
+        case config.Ditto():
+            return client.ditto(chosen.strength)
+        case Custom():
+            return custom_entry(chosen, client.LocalAlgorithm, path="algorithm")
+
+
+def _schedule(settings: Config) -> Schedule | None:
+    chosen, rounds = settings.local.schedule, settings.rounds
+    match chosen:
+        case config.Constant():
+            return None
+        case config.Cosine():
+            return cosine_schedule(rounds, final=chosen.final)
+        case config.Exponential():
+            return exponential_schedule(chosen.decay)
+        case config.WarmupCosine():
+            if chosen.warmup >= rounds:
+                raise ConfigError(
+                    f"config: local.schedule.warmup: {chosen.warmup}: must lie below "
+                    f"rounds={rounds}"
+                )
+            return cosine_schedule(rounds, final=chosen.final, warmup=chosen.warmup)
+        case Custom():
+            return custom_entry(chosen, Schedule, path="local.schedule")
+
+
+def _local_optimizer(settings: Config) -> Optimizer:
+    chosen, schedule = settings.local.optimizer, _schedule(settings)
+    match chosen:
+        case config.Sgd():
+            return _sgd(chosen.learning_rate, chosen.momentum, schedule)
+        case config.Adam():
+            return Optimizer(optax.adam, _adam_arguments(chosen), schedule)
+        case Custom():
+            optimizer = custom_entry(chosen, Optimizer, path="local.optimizer")
+            if schedule is None:
+                return optimizer
+            if optimizer.schedule is not None:
+                raise ConfigError(
+                    f"config: local.schedule: {chosen.target} brings a schedule of its "
+                    "own: add --set local.schedule=constant"
+                )
+            return dataclasses.replace(optimizer, schedule=schedule)
+
+
+def _server_optimizer(settings: Config) -> Optimizer:
+    chosen = settings.server
+    match chosen:
+        case config.ServerSgd():
+            return _sgd(chosen.learning_rate, chosen.momentum, None)
+        case config.ServerAdam():
+            return Optimizer(optax.adam, _adam_arguments(chosen))
+        case config.ServerYogi():
+            arguments = {**_adam_arguments(chosen), "initial_accumulator_value": 0.0}
+            return Optimizer(optax.yogi, arguments)
+        case Custom():
+            return custom_entry(chosen, Optimizer, path="server")
+
+
+def _sgd(rate: float, momentum: float, schedule: Schedule | None) -> Optimizer:
+    # Without momentum there is no momentum buffer to carry.
+    arguments = {"learning_rate": rate}
+    if momentum:
+        arguments["momentum"] = momentum
+    return Optimizer(optax.sgd, arguments, schedule)
+
+
+def _adam_arguments(chosen: Any) -> dict[str, Any]:
+    return {
+        "learning_rate": chosen.learning_rate,
+        "b1": chosen.beta1,
+        "b2": chosen.beta2,
+        "eps": chosen.epsilon,
+    }
+
+
+def _personal(settings: Config):
+    match settings.personal:
+        case None:
+            return None
+        case config.Head(paths=paths):
+            return paths_matching(*paths)
+        case config.Norm():
+            return normalization_leaves
