@@ -55,8 +55,15 @@ class RunFolder(NamedTuple):
       metrics: one line a round, without wall times, JSONL.
       timings: one line a segment of rounds, wall times, JSONL.
       result: the final metrics, JSON.
-      preprocessing: the fitted scalers, NPZ.
+      figures: curves, intervals and figures by client and attack, JSON.
+      leakcheck: what the leak check found before training, JSON.
+      preprocessing: all that was fitted to the training part, NPZ.
+      model: parameters of the best model, NPZ.
+      detector: what it takes to use them on other data, JSON.
       predictions: scores of the test part, Parquet.
+      report: the whole run for a reader, HTML.
+      plots: folder of the report's figures, PNG.
+      evaluations: folder of what ``evaluate`` found on other data.
       checkpoints: folder of the saved states.
       lock: held by the process that runs or resumes.
     """
@@ -67,8 +74,15 @@ class RunFolder(NamedTuple):
     metrics: Path
     timings: Path
     result: Path
+    figures: Path
+    leakcheck: Path
     preprocessing: Path
+    model: Path
+    detector: Path
     predictions: Path
+    report: Path
+    plots: Path
+    evaluations: Path
     checkpoints: Path
     lock: Path
 
@@ -111,8 +125,15 @@ def run_folder(root: StrPath) -> RunFolder:
         metrics=root / "metrics.jsonl",
         timings=root / "timings.jsonl",
         result=root / "result.json",
+        figures=root / "figures.json",
+        leakcheck=root / "leakcheck.json",
         preprocessing=root / "preprocessing.npz",
+        model=root / "model.npz",
+        detector=root / "detector.json",
         predictions=root / "predictions.parquet",
+        report=root / "report.html",
+        plots=root / "plots",
+        evaluations=root / "evaluations",
         checkpoints=root / "checkpoints",
         lock=root / ".lock",
     )

@@ -336,7 +336,7 @@ def test_describe_makes_no_parameters(table, monkeypatch):
 
         return model._replace(init=init)
 
-    monkeypatch.setattr(build, "build_model", counting)
+    monkeypatch.setattr("fedjax_health.build.algorithm.build_model", counting)
     training.describe(tiny.config(table))
     assert made
     assert all(made)
