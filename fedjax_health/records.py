@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,6 +330,18 @@ def file_sha256(path: StrPath) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(paths: Sequence[StrPath]) -> str:
+    """Returns one SHA-256 of several files: that of the only one, or of all digests.
+
+    Args:
+      paths: the files, in an order that does not change.
+    """
+    digests = [file_sha256(path) for path in paths]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def canonical_json(value: Any, *, non_finite: str = "null") -> str:

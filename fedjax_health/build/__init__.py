@@ -11,7 +11,7 @@ from fedjax_health.build.algorithm import (
 from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.plan import build_plan
 from fedjax_health.build.prepare import Prepared, prepare
-from fedjax_health.build.sources import build_dataset
+from fedjax_health.build.sources import build_dataset, data_files
 
 __all__ = [
     "Built",
@@ -23,6 +23,7 @@ __all__ = [
     "build_model",
     "build_plan",
     "build_sampling",
+    "data_files",
     "initial_params",
     "malicious_clients",
     "prepare",

@@ -6,7 +6,7 @@ names a function of your own by ``package.module:function``.
 
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import call_custom, import_target
-from fedjax_health.config.data import HospitalSim, Table, Wustl
+from fedjax_health.config.data import HospitalSim, Physionet2012, Table, Wustl
 from fedjax_health.config.detector import Bce, Gru, Mlp
 from fedjax_health.config.federation import (
     Checkpoint,
@@ -43,6 +43,7 @@ from fedjax_health.config.preparation import (
     EpisodeBlocks,
     Iid,
     Natural,
+    Outliers,
     QuantitySkew,
     Scaling,
     Window,
@@ -81,6 +82,7 @@ __all__ = [
     "Mlp",
     "Natural",
     "Norm",
+    "Outliers",
     "Poisson",
     "QuantitySkew",
     "Record",

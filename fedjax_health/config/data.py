@@ -113,4 +113,34 @@ class Wustl(Record, frozen=True, tag_field="kind", tag="wustl"):
             raise ValueError('modalities is empty: name "flow", "biometrics" or both')
 
 
-Data = HospitalSim | Table | Wustl | Custom
+class Physionet2012(Record, frozen=True, tag_field="kind", tag="physionet2012"):
+    """A set of the PhysioNet / CinC Challenge 2012: deaths in hospital by ICU.
+
+    Attributes:
+      path: the folder that holds set-a.tar.gz and Outcomes-a.txt, the archive, or the
+        folder that it unpacks to.
+      outcomes: the file of outcomes; looked for beside the stays where it is left out.
+      bin_minutes: width of a step of the 48 hours.
+      aggregate: what a step with several values of a variable holds, the last or the
+        mean.
+      modalities: "series" (37 variables over time), "static" (age, gender, height,
+        weight on admission) or both.
+    """
+
+    path: str = ""
+    outcomes: str | None = None
+    bin_minutes: AboveZero = 60.0
+    aggregate: Literal["last", "mean"] = "last"
+    modalities: tuple[Literal["series", "static"], ...] = ("series", "static")
+
+    def __post_init__(self):
+        _check_modalities(self.modalities, "series", "static")
+
+
+def _check_modalities(chosen: tuple[str, ...], *known: str):
+    if not chosen:
+        names = ", ".join(f'"{name}"' for name in known)
+        raise ValueError(f"modalities is empty: name one or more of {names}")
+
+
+Data = HospitalSim | Table | Wustl | Physionet2012 | Custom

@@ -16,7 +16,7 @@ import tomli_w
 from fedjax_health.config import presets, schema
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import check_target
-from fedjax_health.config.data import HospitalSim, Table, Wustl
+from fedjax_health.config.data import HospitalSim, Physionet2012, Table, Wustl
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
 
@@ -173,7 +173,7 @@ def _check_complete(record: Any, path: str):
             check_target(record.target, path)
         case HospitalSim():
             simulation_settings(record, path=path)
-        case Table(path="") | Wustl(path=""):
+        case Table(path="") | Wustl(path="") | Physionet2012(path=""):
             raise ConfigError(
                 f"config: {path}.path: names no file: add --set {path}.path=FILE"
             )

@@ -17,6 +17,10 @@ class DataError(ValueError):
     """Input that cannot be used; the text says what is wrong, where, what to do."""
 
 
+class DataWarning(UserWarning):
+    """Input that can be used but looks wrong; the text says what, where, what to do."""
+
+
 class Dataset(NamedTuple):
     """A labelled table with clients, entities and time.
 

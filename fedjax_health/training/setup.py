@@ -7,7 +7,7 @@ import numpy as np
 
 import fedjax_health
 from fedjax_health import build, records
-from fedjax_health.config import Config, Custom, HospitalSim, Table, Wustl, config_hash
+from fedjax_health.config import Config, Custom, HospitalSim, config_hash
 from fedjax_health.core import trees
 from fedjax_health.core.rng import root_key
 from fedjax_health.data.hospital_sim import VERSION
@@ -54,10 +54,9 @@ def _data_version(config: Config, dataset: Dataset) -> str:
     match config.data:
         case HospitalSim():
             return f"hospital_sim {VERSION}"
-        case Table(path=path) | Wustl(path=path):
-            return records.file_sha256(path)
         case Custom():
             return dataset_sha256(dataset)
+    return records.files_sha256(build.data_files(config))
 
 
 def machine(run: Run) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""Stays with one label each: series on a grid, facts that hold for the whole stay."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_health.data.loaders.cells import sort_names
+from fedjax_health.data.schema import DataError, Dataset
+
+
+class Series(NamedTuple):
+    """A modality that changes over a stay.
+
+    Attributes:
+      names: of its variables.
+      values: float32 ``[stays, length, variables]``, NaN where not observed.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+
+class Static(NamedTuple):
+    """A modality that holds for the whole stay.
+
+    Attributes:
+      names: of its columns.
+      values: float32 ``[stays, columns]``, NaN where not observed.
+      categories: column -> names of its categories, whose indices it holds.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    categories: Mapping[str, tuple[str, ...]] = {}
+
+
+class Loaded(NamedTuple):
+    """What a file holds, whether or not a detector could be trained on it.
+
+    Attributes:
+      dataset: the rows; their labels are all 0 where there are none.
+      has_labels: whether the labels mean anything.
+    """
+
+    dataset: Dataset
+    has_labels: bool
+
+
+def stays_dataset(
+    modalities: Mapping[str, Series | Static],
+    *,
+    stay: Sequence[str],
+    client: Sequence[str],
+    label: np.ndarray,
+    positive: str,
+    bin_seconds: float,
+    patient: Sequence[str] | None = None,
+) -> Dataset:
+    """Returns stays as a dataset, sorted by client and name.
+
+    With a series every stay is an entity of as many rows as the grid has bins, and the
+    label belongs to the entity; what holds for the stay is repeated in its rows.
+    Without a series every stay is one row with a label of its own.
+
+    All modalities may have missing values; those of a series are carried.
+
+    Args:
+      modalities: name -> its values.
+      stay: ``[stays]`` names, all different.
+      client: ``[stays]`` name of the client.
+      label: ``[stays]`` of 0 and 1.
+      positive: what a positive label stands for.
+      bin_seconds: width of a bin of the series.
+      patient: ``[stays]`` name of the person; None where every stay is another one.
+
+    Raises:
+      DataError: if there are no stays or no modalities.
+    """
+    if not len(stay):
+        raise DataError("there are no stays")
+    if not modalities:
+        raise DataError("there is no modality; name at least one")
+    client_names, client_index = index_names(client)
+    entity_names, entity = index_names(stay)
+    order = np.lexsort((entity, client_index))
+    lengths = {m.values.shape[1] for m in modalities.values() if isinstance(m, Series)}
+    length = max(lengths, default=1)
+    features = {}
+    for name, modality in modalities.items():
+        values = modality.values[order]
+        if isinstance(modality, Series):
+            features[name] = values.reshape(-1, values.shape[2])
+        else:
+            features[name] = np.repeat(values, length, axis=0)
+    label = np.repeat(label[order].astype(np.float32), length)
+    return Dataset(
+        features={n: np.ascontiguousarray(v, np.float32) for n, v in features.items()},
+        feature_names={name: tuple(m.names) for name, m in modalities.items()},
+        label=label,
+        attack=label.astype(np.int32),
+        attack_names=("normal", positive),
+        client=np.repeat(client_index[order].astype(np.int32), length),
+        client_names=client_names,
+        entity=np.repeat(entity[order], length),
+        time=np.tile(np.arange(length) * float(bin_seconds), len(order)),
+        masked=frozenset(modalities),
+        target="entity" if lengths else "row",
+        carried=frozenset(n for n, m in modalities.items() if isinstance(m, Series)),
+        categories={
+            name: dict(modality.categories)
+            for name, modality in modalities.items()
+            if isinstance(modality, Static) and modality.categories
+        },
+        patient=(
+            None
+            if patient is None
+            else np.repeat(index_names(patient)[1][order], length)
+        ),
+        entity_names=entity_names,
+        step_seconds=float(bin_seconds) if lengths else None,
+    )
+
+
+def index_names(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns (sorted distinct names, int64 ``[len(names)]`` index into them)."""
+    ordered = sort_names(names)
+    index = {name: position for position, name in enumerate(ordered)}
+    return tuple(ordered), np.asarray([index[name] for name in names], np.int64)
+
+
+def trainable(loaded: Loaded, source: str) -> Dataset:
+    """Returns the dataset, refusing what no detector can be trained on.
+
+    Args:
+      loaded: what a file holds.
+      source: what error messages call it.
+
+    Raises:
+      DataError: without labels, or with labels of one class.
+    """
+    dataset, has_labels = loaded
+    if not has_labels:
+        raise DataError(f"{source} has no labels; a detector needs them to be trained")
+    if dataset.label.min() == dataset.label.max():
+        kind = "positive" if dataset.label[0] else "negative"
+        raise DataError(
+            f"{source}: the labels are of one class, all {kind}; a detector needs both"
+        )
+    return dataset
