@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from fedjax_health import build, records, training
 from fedjax_health.config import parse
-from fedjax_health.data.preprocess import load_scaler
+from fedjax_health.data.preprocess import load_preprocessing
 from fedjax_health.engine.checkpoint import CheckpointError
 from fedjax_health.records import RunFolderError
 from fedjax_health.training.result import part_scorer, write_predictions
@@ -72,9 +72,9 @@ def test_the_folder_holds_all_parts_of_a_run(run, table):
     assert environment["packages"]["jax"] == jax.__version__
     assert environment["devices"] == jax.local_device_count()
     assert "scan over clients" in environment["parallelism"]
-    scaler = load_scaler(paths.preprocessing)
-    assert scaler.client_names == ("s0", "s1", "s2", "s3")
-    assert scaler.feature_names == {"features": tiny.COLUMNS}
+    preprocessing = load_preprocessing(paths.preprocessing)
+    assert preprocessing.scaler.client_names == ("s0", "s1", "s2", "s3")
+    assert preprocessing.feature_names == {"features": tiny.COLUMNS}
     assert records.read_json(paths.result) == {
         name: value for name, value in run().result.items() if name != "folder"
     }

@@ -1,4 +1,4 @@
-"""A dataset is split, dealt out to clients, scaled and packed."""
+"""A dataset is split, dealt out to clients, preprocessed and packed."""
 
 from typing import NamedTuple
 
@@ -6,31 +6,43 @@ import numpy as np
 
 from fedjax_health import config
 from fedjax_health.config import Config
+from fedjax_health.core.types import InputLayout
 from fedjax_health.data import partition, splits
-from fedjax_health.data.preprocess import Scaler, apply_scaler, fit_scaler
-from fedjax_health.data.schema import DataError, Dataset
+from fedjax_health.data.preprocess import (
+    Outliers,
+    Preprocessing,
+    apply_preprocessing,
+    class_weights,
+    fit_preprocessing,
+)
+from fedjax_health.data.schema import DataError, Dataset, patients_of
 from fedjax_health.data.splits import Parts
-from fedjax_health.data.store import ClientStore, from_dataset
+from fedjax_health.data.store import ClientStore, from_dataset, input_layout
 
 
 class Prepared(NamedTuple):
     """Data that a run trains and is measured on.
 
     Attributes:
-      parts: training, validation and test part, scaled.
-      scaler: what was fitted on the training part.
+      parts: training, validation and test part, preprocessed.
+      preprocessing: what was fitted on the training part.
       store: the packed training examples.
       window: time steps of an example, or None for single records.
+      layout: where each modality lies in ``batch["x"]``.
     """
 
     parts: Parts
-    scaler: Scaler
+    preprocessing: Preprocessing
     store: ClientStore
     window: int | None
+    layout: InputLayout
 
 
 def prepare(settings: Config, dataset: Dataset) -> Prepared:
-    """Splits, deals out, scales and packs a dataset.
+    """Splits, deals out, preprocesses and packs a dataset.
+
+    Beside what ``from_dataset`` packs, the store holds ``class_weight`` where classes
+    are balanced, and ``patient`` where the loss aligns modalities.
 
     Raises:
       DataError: if a part or a client is left without what it needs.
@@ -46,12 +58,38 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
                 f"{part.label[0]:g}: no detector can be measured on them; change "
                 "split, or use more data"
             )
-    scaler = fit_scaler(parts.train, scope=settings.scaling.scope)
-    parts = Parts(
-        *(apply_scaler(scaler, part, clip=settings.scaling.clip) for part in parts)
+    preprocessing = _fit(settings, parts.train)
+    parts = Parts(*(apply_preprocessing(preprocessing, part) for part in parts))
+    store = from_dataset(
+        parts.train,
+        window=window,
+        stride=settings.window.stride,
+        extra=_extra(settings, parts.train),
     )
-    store = from_dataset(parts.train, window=window, stride=settings.window.stride)
-    return Prepared(parts, scaler, store, window)
+    return Prepared(parts, preprocessing, store, window, input_layout(parts.train))
+
+
+def _fit(settings: Config, train: Dataset) -> Preprocessing:
+    outliers = settings.outliers
+    return fit_preprocessing(
+        train,
+        scope=settings.scaling.scope,
+        clip=settings.scaling.clip,
+        outliers=None
+        if outliers is None
+        else Outliers(outliers.action, outliers.width, outliers.modalities),
+        components=settings.pca,
+    )
+
+
+def _extra(settings: Config, train: Dataset) -> dict[str, np.ndarray]:
+    """Returns what some losses need beside features and labels, ``[rows]`` each."""
+    extra: dict[str, np.ndarray] = {}
+    if settings.balance == "client":
+        extra["class_weight"] = class_weights(train)
+    if getattr(settings, "alignment", None) is not None:
+        extra["patient"] = patients_of(train).astype(np.int32)
+    return extra
 
 
 def _split(settings: Config, dataset: Dataset) -> np.ndarray:

@@ -8,6 +8,7 @@ from fedjax_health.config.common import (
     AboveZero,
     Count,
     NonNegative,
+    OpenShare,
     Positive,
     Record,
 )
@@ -138,6 +139,24 @@ class Scaling(Record, frozen=True):
 
     scope: Literal["client", "pooled"] = "client"
     clip: AboveZero = 8.0
+
+
+class Outliers(Record, frozen=True):
+    """Values far outside of a client's training values.
+
+    Attributes:
+      action: such a value becomes the fence ("clip"), or counts as not observed
+        ("missing"), which needs a modality with missing values.
+      width: distance of the fences from the quartiles, in interquartile ranges.
+      modalities: which are filtered; all of them where it is empty.
+    """
+
+    action: Literal["clip", "missing"] = "clip"
+    width: AboveZero = 3.0
+    modalities: tuple[str, ...] = ()
+
+
+Components = dict[str, Positive | OpenShare]
 
 
 def _check_shares(shares: tuple[float, ...]):

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import msgspec
+
 from fedjax_health.config.common import (
     BelowOne,
     ConfigError,
@@ -38,7 +40,9 @@ from fedjax_health.config.learning import (
 )
 from fedjax_health.config.preparation import (
     Chronological,
+    Components,
     Natural,
+    Outliers,
     Partition,
     Scaling,
     Split,
@@ -57,6 +61,11 @@ class Config(Record, frozen=True):
       split: training, validation and test part.
       window: what one example is.
       scaling: standardisation of the features.
+      outliers: filter of values far outside; none where it is left out.
+      pca: modality -> number of principal components in place of its columns, or the
+        share of the variance that they explain.
+      balance: weight of an example in the loss: the same for all ("none"), or such
+        that both classes of a client count alike ("client").
       model: the detector.
       loss: the training loss.
       algorithm: the federated algorithm.
@@ -87,6 +96,9 @@ class Config(Record, frozen=True):
     split: Split = Chronological()
     window: Window = Window()
     scaling: Scaling = Scaling()
+    outliers: Outliers | None = None
+    pca: Components = msgspec.field(default_factory=dict)
+    balance: Literal["none", "client"] = "none"
     model: Model = Gru()
     loss: Loss = Bce()
     algorithm: Algorithm = FedAvg()

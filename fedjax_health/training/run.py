@@ -19,7 +19,7 @@ from fedjax_health import build, records
 from fedjax_health.config import Config, config_hash, load, to_toml
 from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import RoundState
-from fedjax_health.data.preprocess import save_scaler
+from fedjax_health.data.preprocess import save_preprocessing
 from fedjax_health.data.sampling import build_cohort_fn
 from fedjax_health.engine import checkpoint
 from fedjax_health.engine.run import run_rounds
@@ -72,7 +72,7 @@ def train(config: Config, folder: str | Path, progress: Progress) -> dict[str, A
     with records.locked(paths):
         about = records.environment(**machine(run), context=run_context(run))
         records.write_json(paths.environment, about)
-        save_scaler(run.prepared.scaler, paths.preprocessing)
+        save_preprocessing(run.prepared.preprocessing, paths.preprocessing)
         # Last of the files that describe the run: with it there is a run to resume.
         records.write_text(paths.config, to_toml(config))
         return _go_on(run, paths, _first(run), progress)

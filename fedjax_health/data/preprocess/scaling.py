@@ -1,4 +1,4 @@
-"""Scaling fitted on the training part, and a summary of a dataset.
+"""Scaling fitted on the training part.
 
 Each client scales by its own statistics, so that nothing about its values leaves it;
 what it cannot estimate it takes from the average over the others. ``scope="pooled"``
@@ -6,37 +6,15 @@ gives all clients one scaler: that of the clients' counts, sums and sums of squa
 which is what a secure sum of these would reveal and no more.
 """
 
-import io
-import json
-import os
-import struct
-import zipfile
-import zlib
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_health.core import files
 from fedjax_health.data.schema import DataError, Dataset
 
-_FORMAT = "fedjax_health scaler 1"
 # Rows that are scaled at once: bounds the float64 copies.
-_CHUNK = 65_536
-# What zipfile, zlib, NumPy and json raise on bytes that are not theirs.
-_DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+CHUNK = 65_536
 
 
 class Scaler(NamedTuple):
@@ -60,32 +38,6 @@ class Scaler(NamedTuple):
     feature_names: dict[str, tuple[str, ...]]
     client_names: tuple[str, ...]
     scope: str
-
-
-class Summary(NamedTuple):
-    """Size and balance of a dataset.
-
-    Attributes:
-      num_rows: rows.
-      num_clients: clients, those without rows included.
-      prevalence: share of positive rows; 0 without rows.
-      rows_per_client: int64 ``[clients]``.
-      positives_per_client: int64 ``[clients]``.
-      prevalence_per_client: float64 ``[clients]``; 0 for a client without rows.
-      single_class_clients: names of the clients whose rows are all of one class.
-      empty_clients: names of the clients without rows.
-      rows_per_attack: attack name -> rows, "normal" first.
-    """
-
-    num_rows: int
-    num_clients: int
-    prevalence: float
-    rows_per_client: np.ndarray
-    positives_per_client: np.ndarray
-    prevalence_per_client: np.ndarray
-    single_class_clients: tuple[str, ...]
-    empty_clients: tuple[str, ...]
-    rows_per_attack: dict[str, int]
 
 
 class _Moments(NamedTuple):
@@ -161,19 +113,43 @@ def apply_scaler(scaler: Scaler, dataset: Dataset, *, clip: float = 8.0) -> Data
     if not clip > 0:
         raise DataError(f"clip is {clip}; give a positive number of deviations")
     check_features(scaler, dataset)
-    row = _rows_of_clients(scaler, dataset)
+    # The pooled scaler names no clients: all are unseen ones and take its row 0.
+    row = rows_of_clients(scaler.client_names, dataset)
     features = {}
     for name, values in dataset.features.items():
         mean = np.vstack([scaler.mean[name], scaler.unseen_mean[name]])
         std = np.vstack([scaler.std[name], scaler.unseen_std[name]])
         scaled = np.empty(values.shape, np.float32)
-        for start in range(0, dataset.num_rows, _CHUNK):
-            chunk = slice(start, start + _CHUNK)
+        for start in range(0, dataset.num_rows, CHUNK):
+            chunk = slice(start, start + CHUNK)
             index = row[dataset.client[chunk]]
             standard = (values[chunk] - mean[index]) / std[index]
             scaled[chunk] = np.clip(standard, -clip, clip)
         features[name] = scaled
     return dataset._replace(features=features)
+
+
+def leave_columns(scaler: Scaler, columns: Mapping[str, Sequence[str]]) -> Scaler:
+    """Returns the scaler that leaves the named columns as they are.
+
+    Args:
+      scaler: fitted.
+      columns: modality name -> columns; unknown ones are no error.
+    """
+
+    def filled(arrays: dict[str, np.ndarray], value: float) -> dict[str, np.ndarray]:
+        kept = {}
+        for name, array in arrays.items():
+            mask = np.isin(scaler.feature_names[name], list(columns.get(name, ())))
+            kept[name] = np.where(mask, value, array)
+        return kept
+
+    return scaler._replace(
+        mean=filled(scaler.mean, 0.0),
+        std=filled(scaler.std, 1.0),
+        unseen_mean=filled(scaler.unseen_mean, 0.0),
+        unseen_std=filled(scaler.unseen_std, 1.0),
+    )
 
 
 def check_features(scaler: Scaler, dataset: Dataset) -> None:
@@ -213,134 +189,6 @@ def check_features(scaler: Scaler, dataset: Dataset) -> None:
                 f"{position + 1} is {columns[position]!r}, the scaler expects "
                 f"{fitted[position]!r}"
             )
-
-
-def save_scaler(scaler: Scaler, path: str | os.PathLike[str]) -> None:
-    """Writes the scaler as an .npz without pickled objects, in one step.
-
-    Args:
-      scaler: what to write.
-      path: the file; an old one is replaced only when the new one is complete.
-
-    Raises:
-      DataError: if the file cannot be written.
-    """
-    names = {
-        "format": _FORMAT,
-        "scope": scaler.scope,
-        "client_names": scaler.client_names,
-        "feature_names": scaler.feature_names,
-    }
-    arrays: dict[str, Any] = {
-        "names": np.frombuffer(json.dumps(names).encode(), np.uint8)
-    }
-    for position, name in enumerate(scaler.feature_names):
-        for field in _ARRAYS:
-            arrays[f"{field}_{position}"] = getattr(scaler, field)[name]
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    file = Path(path)
-    try:
-        files.write_bytes(file, buffer.getvalue())
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be written: {error.strerror or error}"
-        ) from None
-
-
-def load_scaler(path: str | os.PathLike[str]) -> Scaler:
-    """Reads a scaler and checks that it is whole.
-
-    Args:
-      path: a file that ``save_scaler`` wrote.
-
-    Raises:
-      DataError: if the file is missing, damaged or something else.
-    """
-    file = Path(path)
-    try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            names = json.loads(archive["names"].tobytes())
-            if names["format"] != _FORMAT:
-                raise DataError(f"{file} is of another format, {names['format']!r}")
-            feature_names = {
-                str(name): tuple(map(str, columns))
-                for name, columns in names["feature_names"].items()
-            }
-            fields = {
-                field: {
-                    name: archive[f"{field}_{position}"]
-                    for position, name in enumerate(feature_names)
-                }
-                for field in _ARRAYS
-            }
-            scaler = Scaler(
-                **fields,
-                feature_names=feature_names,
-                client_names=tuple(map(str, names["client_names"])),
-                scope=str(names["scope"]),
-            )
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist; check the path") from None
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except _DAMAGE as error:
-        raise DataError(f"{file} is no scaler or is damaged ({error})") from None
-    _check_arrays(scaler, str(file))
-    return scaler
-
-
-def summary(dataset: Dataset) -> Summary:
-    """Returns size and balance, as a whole and per client."""
-    rows = np.bincount(dataset.client, minlength=dataset.num_clients)
-    positives = np.bincount(
-        dataset.client[dataset.label > 0], minlength=dataset.num_clients
-    )
-    single = (rows > 0) & ((positives == 0) | (positives == rows))
-    attacks = np.bincount(dataset.attack, minlength=len(dataset.attack_names))
-    return Summary(
-        num_rows=dataset.num_rows,
-        num_clients=dataset.num_clients,
-        prevalence=float(positives.sum() / max(dataset.num_rows, 1)),
-        rows_per_client=rows,
-        positives_per_client=positives,
-        prevalence_per_client=positives / np.maximum(rows, 1),
-        single_class_clients=_names_where(dataset, single),
-        empty_clients=_names_where(dataset, rows == 0),
-        rows_per_attack=dict(zip(dataset.attack_names, attacks.tolist(), strict=True)),
-    )
-
-
-_ARRAYS = ("mean", "std", "unseen_mean", "unseen_std")
-
-
-def _names_where(dataset: Dataset, mask: np.ndarray) -> tuple[str, ...]:
-    return tuple(dataset.client_names[client] for client in np.flatnonzero(mask))
-
-
-def _check_arrays(scaler: Scaler, source: str) -> None:
-    if scaler.scope not in ("client", "pooled"):
-        raise DataError(f"{source} is damaged: scope {scaler.scope!r}")
-    num_rows = len(scaler.client_names) if scaler.scope == "client" else 1
-    for name, columns in scaler.feature_names.items():
-        for field in _ARRAYS:
-            array = getattr(scaler, field)[name]
-            shape = (len(columns),)
-            if not field.startswith("unseen"):
-                shape = (num_rows, *shape)
-            if array.shape != shape or array.dtype != np.float64:
-                raise DataError(
-                    f"{source} is damaged: {field} of {name!r} is {array.dtype} "
-                    f"{array.shape}, expected float64 {shape}"
-                )
-            if not np.isfinite(array).all():
-                raise DataError(f"{source} is damaged: {field} of {name!r} not finite")
-            if field.endswith("std") and not (array > 0).all():
-                raise DataError(
-                    f"{source} is damaged: {field} of {name!r} not positive"
-                )
 
 
 def _moments(values: np.ndarray, client: np.ndarray, num_clients: int) -> _Moments:
@@ -406,8 +254,8 @@ def _statistics(
     varied = known & ~constant
     std = np.where(varied, np.sqrt(moments.squares / np.maximum(moments.count, 1)), 1.0)
     mean = np.where(constant, moments.lowest, moments.mean)
-    unseen_mean = _average(mean, known, otherwise=0.0)
-    unseen_std = _average(std, varied, otherwise=1.0)
+    unseen_mean = average(mean, known, otherwise=0.0)
+    unseen_std = average(std, varied, otherwise=1.0)
     return (
         np.where(known, mean, unseen_mean),
         np.where(known, std, unseen_std),
@@ -416,20 +264,33 @@ def _statistics(
     )
 
 
-def _average(values: np.ndarray, mask: np.ndarray, *, otherwise: float) -> np.ndarray:
+def average(values: np.ndarray, mask: np.ndarray, *, otherwise: float) -> np.ndarray:
+    """Returns the mean over the clients that the mask names, ``[features]``.
+
+    Args:
+      values: ``[clients, features]``.
+      mask: bool of the same shape.
+      otherwise: where no client has a value.
+    """
     count = mask.sum(axis=0)
     total = np.where(mask, values, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), otherwise)
 
 
-def _rows_of_clients(scaler: Scaler, dataset: Dataset) -> np.ndarray:
-    """Returns [clients of the dataset]: the row of statistics, the last for unseen."""
-    if scaler.scope == "pooled":
-        return np.zeros(dataset.num_clients, np.int64)
-    if dataset.client_names == scaler.client_names:
+def rows_of_clients(client_names: Sequence[str], dataset: Dataset) -> np.ndarray:
+    """Returns where each client of a dataset stands among those of the training.
+
+    Args:
+      client_names: of the clients that something was fitted on.
+      dataset: rows of any clients.
+
+    Returns:
+      int64 ``[clients of the dataset]``; ``len(client_names)`` for an unseen one.
+    """
+    if dataset.client_names == client_names:
         return np.arange(dataset.num_clients)
-    known = {name: position for position, name in enumerate(scaler.client_names)}
-    unseen = len(scaler.client_names)
+    known = {name: position for position, name in enumerate(client_names)}
+    unseen = len(client_names)
     return np.asarray(
         [known.get(name, unseen) for name in dataset.client_names], np.int64
     )

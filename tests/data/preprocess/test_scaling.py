@@ -5,14 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_health.data.preprocess import (
-    apply_scaler,
-    check_features,
-    fit_scaler,
-    load_scaler,
-    save_scaler,
-    summary,
-)
+from fedjax_health.data.preprocess import apply_scaler, check_features, fit_scaler
 from fedjax_health.data.schema import DataError, Dataset, take_rows
 
 
@@ -177,85 +170,6 @@ def test_unseen_clients_take_the_average():
         )
 
 
-@pytest.mark.parametrize("scope", ["client", "pooled"])
-def test_save_and_load(tmp_path, scope):
-    data = made([30, 1, 20])
-    data = data._replace(client_names=("Zürich", "a/b", "<script>"))
-    scaler = fit_scaler(data, scope=scope)
-    save_scaler(scaler, tmp_path / "scaler.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["scaler.npz"]
-    loaded = load_scaler(tmp_path / "scaler.npz")
-    assert loaded.client_names == scaler.client_names
-    assert loaded.feature_names == scaler.feature_names
-    assert loaded.scope == scope
-    for field in ("mean", "std", "unseen_mean", "unseen_std"):
-        for name, array in getattr(scaler, field).items():
-            np.testing.assert_array_equal(getattr(loaded, field)[name], array)
-    for name, values in apply_scaler(loaded, data).features.items():
-        np.testing.assert_array_equal(values, apply_scaler(scaler, data).features[name])
-
-
-def test_files_that_are_no_scaler(tmp_path):
-    path = tmp_path / "scaler.npz"
-    with pytest.raises(DataError, match="does not exist"):
-        load_scaler(path)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_scaler(tmp_path)
-    for content in (b"", b"hello", b"PK\x03\x04"):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="no scaler or is damaged"):
-            load_scaler(path)
-    np.savez(path, mean=np.zeros(3))
-    with pytest.raises(DataError, match="no scaler or is damaged"):
-        load_scaler(path)
-    with pytest.raises(DataError, match="cannot be written"):
-        save_scaler(fit_scaler(made([5])), tmp_path / "none" / "scaler.npz")
-
-
-def test_truncated_and_flipped_files(tmp_path):
-    path = tmp_path / "scaler.npz"
-    save_scaler(fit_scaler(made([30, 20])), path)
-    whole = path.read_bytes()
-    for size in range(0, len(whole) - 1, 97):
-        path.write_bytes(whole[:size])
-        with pytest.raises(DataError):
-            load_scaler(path)
-    original = fit_scaler(made([30, 20]))
-    refused = 0
-    for position in range(0, len(whole), 7):
-        flipped = bytearray(whole)
-        flipped[position] ^= 0xFF
-        path.write_bytes(bytes(flipped))
-        try:
-            loaded = load_scaler(path)
-        except DataError:
-            refused += 1
-            continue
-        # The rest hits fields of the archive that nothing reads, such as dates.
-        assert loaded.feature_names == original.feature_names
-        for field in ("mean", "std", "unseen_mean", "unseen_std"):
-            for name, array in getattr(original, field).items():
-                np.testing.assert_array_equal(getattr(loaded, field)[name], array)
-    assert refused > len(whole) / 7 / 2
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "expected"),
-    [
-        ("mean", np.zeros((1, 2)), r"expected float64 \(2, 2\)"),
-        ("mean", np.full((2, 2), np.nan), "not finite"),
-        ("std", np.zeros((2, 2)), "not positive"),
-        ("std", np.ones((2, 2), np.float32), "is float32"),
-    ],
-)
-def test_scalers_with_impossible_numbers(tmp_path, field, value, expected):
-    scaler = fit_scaler(made([30, 20]))
-    broken = scaler._replace(**{field: {**getattr(scaler, field), "flow": value}})
-    save_scaler(broken, tmp_path / "scaler.npz")
-    with pytest.raises(DataError, match=expected):
-        load_scaler(tmp_path / "scaler.npz")
-
-
 def test_columns_must_match():
     data = made([30])
     scaler = fit_scaler(data)
@@ -289,22 +203,3 @@ def test_fit_refuses():
         fit_scaler(data, scope="all")
     with pytest.raises(DataError, match="no training rows"):
         fit_scaler(take_rows(data, np.arange(0)))
-
-
-def test_summary():
-    data = made([4, 3, 0, 2])
-    data.label[:] = [0, 1, 1, 0, 0, 0, 0, 1, 1]
-    data.attack[:] = data.label
-    report = summary(data)
-    assert report.num_rows == 9
-    assert report.num_clients == 4
-    assert report.prevalence == pytest.approx(4 / 9)
-    assert report.rows_per_client.tolist() == [4, 3, 0, 2]
-    assert report.positives_per_client.tolist() == [2, 0, 0, 2]
-    assert report.prevalence_per_client.tolist() == [0.5, 0, 0, 1]
-    assert report.single_class_clients == ("ward 1", "ward 3")
-    assert report.empty_clients == ("ward 2",)
-    assert report.rows_per_attack == {"normal": 5, "attack": 4}
-    empty = summary(take_rows(data, np.arange(0)))
-    assert empty.prevalence == 0
-    assert empty.single_class_clients == ()
