@@ -49,7 +49,8 @@ class Dataset(NamedTuple):
         (several stays, several devices), or None where every entity is its own.
       entity_names: names that ``entity`` is an index into; empty where the numbers
         have no names.
-      step_seconds: time between two rows of an entity, or None where it is unknown.
+      step_seconds: seconds from one row of an entity to the next, whatever unit time
+        is in; None where they are unknown.
     """
 
     features: dict[str, np.ndarray]

@@ -223,8 +223,7 @@ def _carry(values: np.ndarray, missing: np.ndarray, dataset: Dataset) -> np.ndar
     seen = latest >= start
     source = np.where(seen, latest, start)
     values[:] = np.where(seen, np.take_along_axis(values, source, axis=0), np.nan)
-    seconds = dataset.time[:, None] - dataset.time[source]
-    return np.log1p(np.maximum(seconds, 0) / (dataset.step_seconds or 1.0))
+    return np.log1p(row - source)
 
 
 def input_layout(dataset: Dataset) -> InputLayout:

@@ -21,6 +21,9 @@ from fedjax_health.data.hospital_sim.hierarchy import (
 from fedjax_health.data.hospital_sim.settings import SimSettings
 from fedjax_health.data.schema import Dataset
 
+# More units than any hospital has: numbers patients apart over all hospitals.
+_UNITS = 1 << 20
+
 
 class HospitalRows(NamedTuple):
     """The rows of one hospital with the ids that a ``Dataset`` does not hold.
@@ -127,6 +130,10 @@ def generate_hospital_rows(
         time=np.tile(np.arange(settings.steps, dtype=np.float64), len(unit)),
         masked=frozenset({"iot", "emr"}),
         oracle=oracle.reshape(-1),
+        # Orders come rarely: what was last known, and since when, stands in between.
+        carried=frozenset({"emr"}),
+        patient=per_row(hospital * _UNITS + unit, np.int64),
+        step_seconds=60.0,
     )
     return HospitalRows(
         dataset=dataset,
@@ -186,5 +193,8 @@ def generate(settings: SimSettings, seed: int) -> Dataset:
         time=np.concatenate([part.time for part in parts]),
         oracle=np.concatenate(
             [part.oracle for part in parts if part.oracle is not None]
+        ),
+        patient=np.concatenate(
+            [part.patient for part in parts if part.patient is not None]
         ),
     )

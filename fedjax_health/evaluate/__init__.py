@@ -1,0 +1,5 @@
+"""Trained detectors: scoring, files, and new data."""
+
+from fedjax_health.evaluate.apply import evaluate
+
+__all__ = ["evaluate"]

@@ -1,0 +1,108 @@
+"""Scores and alarms as a table, one row for each example."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fedjax_health.core.types import InputLayout
+from fedjax_health.data.schema import Dataset, examples_of
+from fedjax_health.engine.score import Reading
+
+SHARE = "share_"
+
+
+def score_frame(
+    part: Dataset,
+    found: Reading,
+    *,
+    threshold: float,
+    alarm_threshold: float | None,
+    labelled: bool = True,
+) -> pd.DataFrame:
+    """Returns client, entity, time, what is known of each example, and its score.
+
+    Args:
+      part: the rows that were scored.
+      found: what the detector says of the examples of the part.
+      threshold: the lowest probability that counts as detected.
+      alarm_threshold: the lowest one that gives alarm; None where rows have no time.
+      labelled: whether the labels are known.
+    """
+    examples = examples_of(part)
+    # As the metrics compare them: thresholds are float64, scores float32.
+    exact = np.asarray(found.probability, np.float64)
+    columns = {
+        "client": _names(examples.client_names, examples.client),
+        "entity": (
+            _names(examples.entity_names, examples.entity)
+            if examples.entity_names
+            else examples.entity
+        ),
+        "time": examples.time,
+    }
+    if labelled:
+        columns["label"] = examples.label.astype(np.int8)
+        columns["attack"] = _names(examples.attack_names, examples.attack)
+    columns["score"] = np.asarray(found.probability, np.float32)
+    columns["detected"] = exact >= threshold
+    if alarm_threshold is not None:
+        columns["alarm"] = exact >= alarm_threshold
+    if found.shares is not None:
+        for position, name in enumerate(part.features):
+            columns[SHARE + name] = np.asarray(found.shares[:, position], np.float32)
+    return pd.DataFrame(columns)
+
+
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """Returns a table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def top_features(
+    contributions: np.ndarray,
+    layout: InputLayout,
+    feature_names: dict[str, tuple[str, ...]],
+    *,
+    count: int = 3,
+) -> list[str]:
+    """Returns the features that weighed most, as text such as "flow.Load +1.52; ...".
+
+    What the value, its being observed and the time since then add counts for the
+    feature together, and so do the columns of one category.
+
+    Args:
+      contributions: float32 ``[examples, columns]`` of the model's input, to the logit.
+      layout: where each modality lies in the input.
+      feature_names: modality name -> names of its columns, "name=category" for those
+        of a category.
+      count: features that are named.
+    """
+    names: list[str] = []
+    owner = np.zeros(contributions.shape[1], np.int64)
+    index: dict[str, int] = {}
+    for columns in layout:
+        for span in (columns.values, columns.observed, columns.elapsed):
+            if span is None:
+                continue
+            for position, column in enumerate(feature_names[columns.name]):
+                name = f"{columns.name}.{column.partition('=')[0]}"
+                if name not in index:
+                    index[name] = len(names)
+                    names.append(name)
+                owner[span[0] + position] = index[name]
+    total = np.zeros((len(contributions), len(names)), np.float32)
+    for column, feature in enumerate(owner):
+        total[:, feature] += contributions[:, column]
+    order = np.argsort(-np.abs(total), axis=1, kind="stable")[:, :count]
+    return [
+        "; ".join(f"{names[i]} {row[i]:+.2f}" for i in best)
+        for row, best in zip(total, order, strict=True)
+    ]
+
+
+def _names(names: Sequence[str], index: np.ndarray) -> np.ndarray:
+    return np.asarray(names, object)[index]
