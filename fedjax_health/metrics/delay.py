@@ -15,6 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjax_health.metrics.host import checked
+from fedjax_health.metrics.threshold import threshold_at_far
+
+# False-alarm rates of a delay curve: the three of the protocol and a grid around them.
+RATES = tuple(
+    sorted({0.001, 0.01, 0.05, *np.geomspace(1e-3, 0.2, 24).round(6).tolist()})
+)
+DAY = 86_400.0
+
 
 class Episodes(NamedTuple):
     """One row for each attack episode.
@@ -130,3 +139,122 @@ def detection_delay(
             soon = ~episodes.missed & (episodes.delay <= steps)
             result[f"recall_within_{steps}"] = float(soon.mean())
     return result
+
+
+class DelayCurve(NamedTuple):
+    """Delays at several thresholds, ``[rates]`` each.
+
+    Attributes:
+      rate: the false-alarm rate that was asked for.
+      threshold: the lowest score that is an alarm.
+      achieved_far: false alarms per normal row.
+      mean_delay: in steps, missed episodes at full length.
+      median_delay: likewise.
+      missed_episodes: episodes without an alarm of their own.
+    """
+
+    rate: np.ndarray
+    threshold: np.ndarray
+    achieved_far: np.ndarray
+    mean_delay: np.ndarray
+    median_delay: np.ndarray
+    missed_episodes: np.ndarray
+
+
+def delay_curve(
+    score: ArrayLike,
+    label: ArrayLike,
+    segment: ArrayLike,
+    *,
+    window: int,
+    reference: tuple[ArrayLike, ArrayLike] | None = None,
+    rates: Sequence[float] = RATES,
+) -> DelayCurve | None:
+    """Returns how delays fall as more false alarms are allowed.
+
+    Args:
+      score: ``[rows]``, in the order of time inside each segment.
+      label: ``[rows]``, 0 or 1.
+      segment: ``[rows]``, integers; equal neighbours belong to one stream.
+      window: the detector's window in steps, see the module's text.
+      reference: scores and labels of the validation rows that thresholds are taken
+        from. None takes them from the very rows that are measured: such a curve serves
+        to compare detectors and promises nothing for other rows.
+      rates: false-alarm rates in [0, 1) on the reference.
+
+    Returns:
+      The curve, or None without an episode or without a normal row to set thresholds
+      by.
+
+    Raises:
+      ValueError: for NaN, shapes that differ, a negative window or a rate outside
+        [0, 1).
+    """
+    source = (score, label) if reference is None else reference
+    _, positive = checked(*source, classes=1)
+    if positive.all() or not (np.asarray(label) == 1).any():
+        return None
+    thresholds = [threshold_at_far(*source, rate=rate) for rate in rates]
+    points = [
+        detection_delay(score, label, segment, threshold=threshold, window=window)
+        for threshold in thresholds
+    ]
+    return DelayCurve(
+        np.asarray(rates, np.float64),
+        np.asarray(thresholds),
+        *(
+            np.array([point[name] for point in points])
+            for name in DelayCurve._fields[2:]
+        ),
+    )
+
+
+def delay_at_matched_far(
+    score: ArrayLike,
+    label: ArrayLike,
+    segment: ArrayLike,
+    *,
+    window: int,
+    achieved: float = 0.05,
+) -> dict[str, float]:
+    """Returns the delays of a detector that gives false alarms at a known test rate.
+
+    The threshold is taken from the rows that are measured, so this is for comparing
+    detectors at one price and for nothing else: no ward could have set it beforehand.
+
+    Args:
+      score: ``[rows]``, in the order of time inside each segment.
+      label: ``[rows]``, 0 or 1, with normal rows.
+      segment: ``[rows]``, integers; equal neighbours belong to one stream.
+      window: the detector's window in steps, see the module's text.
+      achieved: false alarms per normal row, in [0, 1). Where ties allow no threshold
+        of just that rate, the next lower one is taken.
+
+    Returns:
+      ``matched_threshold`` and what ``detection_delay`` returns at it.
+
+    Raises:
+      ValueError: for NaN, shapes that differ, no normal rows, a negative window or a
+        rate outside [0, 1).
+    """
+    threshold = threshold_at_far(score, label, rate=achieved)
+    delays = detection_delay(score, label, segment, threshold=threshold, window=window)
+    return {"matched_threshold": threshold, **delays}
+
+
+def alarms_per_day(rate: float, step_seconds: float) -> float:
+    """Returns the false alarms that one entity raises in a day of normal rows.
+
+    Every row counts, not only those that begin a run of alarms: 1 % of one-minute
+    steps is 14.4 a day.
+
+    Args:
+      rate: false alarms per normal row.
+      step_seconds: time between two rows of an entity, above 0.
+
+    Raises:
+      ValueError: for a step that is not above 0.
+    """
+    if not step_seconds > 0:
+        raise ValueError(f"step_seconds must be above 0, not {step_seconds}")
+    return rate * DAY / step_seconds
