@@ -16,6 +16,7 @@ from fedjax_health import build, records, training
 from fedjax_health.config import parse
 from fedjax_health.data.preprocess import load_preprocessing
 from fedjax_health.engine.checkpoint import CheckpointError
+from fedjax_health.engine.score import Reading
 from fedjax_health.records import RunFolderError
 from fedjax_health.training.result import part_scorer, write_predictions
 from fedjax_health.training.run import lines_of, masked_updates
@@ -61,6 +62,9 @@ def test_the_folder_holds_all_parts_of_a_run(run, table):
         "checkpoints",
         "preprocessing.npz",
         "predictions.parquet",
+        "figures.json",
+        "model.npz",
+        "detector.json",
         "result.json",
         ".lock",
     }
@@ -244,7 +248,7 @@ def test_predictions_compare_as_the_metrics_do(run, tmp_path):
     above = np.nextafter(np.float64(scores[0]), 1)
     paths = records.run_folder(tmp_path)
     figures = {"threshold": float(above), "delay_threshold": float(scores[0])}
-    write_predictions(paths, test, scores, figures)
+    write_predictions(paths, test, Reading(scores, None), figures)
     found = pd.read_parquet(paths.predictions)
     assert not found.detected.any()
     assert found.alarm.all()

@@ -111,7 +111,14 @@ class Run:
 
 def kept_bytes(paths: records.RunFolder) -> dict[str, bytes]:
     """Returns the files of a run folder that hold no wall times."""
-    files = (paths.metrics, paths.predictions, paths.result)
+    files = (
+        paths.metrics,
+        paths.predictions,
+        paths.figures,
+        paths.model,
+        paths.detector,
+        paths.result,
+    )
     return {file.name: file.read_bytes() for file in files}
 
 

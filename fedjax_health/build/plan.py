@@ -15,6 +15,7 @@ from fedjax_health.core.types import (
     Mechanism,
     UpdateAttack,
 )
+from fedjax_health.engine.average import averaging
 from fedjax_health.engine.plan import (
     LocalTraining,
     Optimizer,
@@ -51,7 +52,7 @@ def build_plan(settings: Config) -> RoundPlan:
             else custom_entry(settings.aggregator, Aggregator, path="aggregator")
         ),
         mechanism=optional_entry(settings.mechanism, Mechanism, path="mechanism"),
-        server_optimizer=_server_optimizer(settings),
+        server_optimizer=_averaging(settings, _server_optimizer(settings)),
         weighting=settings.weighting,
         personal=_personal(settings),
         dropout=settings.dropout,
@@ -108,7 +109,11 @@ def _local_optimizer(settings: Config) -> Optimizer:
         case config.Sgd():
             return _sgd(chosen.learning_rate, chosen.momentum, schedule)
         case config.Adam():
-            return Optimizer(optax.adam, _adam_arguments(chosen), schedule)
+            arguments = _adam_arguments(chosen)
+            if not chosen.weight_decay:
+                return Optimizer(optax.adam, arguments, schedule)
+            arguments["weight_decay"] = chosen.weight_decay
+            return Optimizer(optax.adamw, arguments, schedule)
         case Custom():
             optimizer = custom_entry(chosen, Optimizer, path="local.optimizer")
             if schedule is None:
@@ -133,6 +138,17 @@ def _server_optimizer(settings: Config) -> Optimizer:
             return Optimizer(optax.yogi, arguments)
         case Custom():
             return custom_entry(chosen, Optimizer, path="server")
+
+
+def _averaging(settings: Config, optimizer: Optimizer) -> Optimizer:
+    decay = settings.evaluation.average
+    if not decay:
+        return optimizer
+    return dataclasses.replace(
+        optimizer,
+        constructor=averaging(optimizer.constructor),
+        arguments={**optimizer.arguments, "average_decay": decay},
+    )
 
 
 def _sgd(rate: float, momentum: float, schedule: Schedule | None) -> Optimizer:

@@ -26,15 +26,16 @@ def result(values: Mapping[str, Any], stream: TextIO):
     """Writes the result of a run: a table of metrics, then everything else.
 
     Args:
-      values: ``metrics`` (name -> number, or value with low and high) and more.
+      values: ``metrics`` (name -> number), ``intervals`` (name -> low and high) and
+        more.
       stream: where it goes.
     """
-    metrics = values.get("metrics", {})
+    metrics, intervals = values.get("metrics", {}), values.get("intervals", {})
     lines = [
         {
             "metric": LABELS.get(name, name.replace("_", " ")),
-            "value": number(value["value"] if isinstance(value, Mapping) else value),
-            "95 % interval": _interval(value),
+            "value": number(value),
+            "95 % interval": _interval(intervals.get(name)),
         }
         for name, value in metrics.items()
     ]
@@ -43,7 +44,8 @@ def result(values: Mapping[str, Any], stream: TextIO):
         columns.append("95 % interval")
     if lines:
         rows(lines, columns, stream)
-    rest = {key: value for key, value in values.items() if key != "metrics"}
+    shown = ("metrics", "intervals")
+    rest = {key: value for key, value in values.items() if key not in shown}
     tree(rest, stream)
 
 
@@ -101,9 +103,7 @@ def number(value: Any) -> str:
 
 
 def _interval(value: Any) -> str:
-    if not isinstance(value, Mapping) or value.get("low") is None:
-        return ""
-    return f"{number(value['low'])} to {number(value['high'])}"
+    return f"{number(value[0])} to {number(value[1])}" if value else ""
 
 
 def _grow(branch: Tree, value: Any):

@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from fedjax_health.config.common import AboveZero, Custom, Positive, Record
+from fedjax_health.config.common import (
+    AboveZero,
+    BelowOne,
+    Custom,
+    Positive,
+    Record,
+)
 
 
 class Fixed(Record, frozen=True, tag_field="kind", tag="fixed"):
@@ -97,12 +103,15 @@ class Evaluation(Record, frozen=True):
         it is left out.
       metric: what "better" means, on the validation part.
       false_alarm_rate: share of normal validation steps above the alarm threshold.
+      average: decay of a running average of the global model over the rounds, which is
+        then what is scored and kept; 0 for the model of the round itself.
     """
 
     every: Positive = 5
     patience: Positive | None = None
     metric: Literal["auroc", "auprc"] = "auroc"
     false_alarm_rate: AboveZero = 0.01
+    average: BelowOne = 0.0
 
     def __post_init__(self):
         if self.false_alarm_rate >= 1:

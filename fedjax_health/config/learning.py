@@ -64,12 +64,14 @@ class Adam(Record, frozen=True, tag_field="kind", tag="adam"):
       beta1: decay of the first moment.
       beta2: decay of the second moment.
       epsilon: added to the root of the second moment.
+      weight_decay: pull of the weights towards 0, decoupled from the gradient (AdamW).
     """
 
     learning_rate: AboveZero = 0.001
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.999
     epsilon: AboveZero = 1e-8
+    weight_decay: NonNegative = 0.0
 
 
 Optimizer = Sgd | Adam | Custom

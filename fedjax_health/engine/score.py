@@ -60,7 +60,7 @@ def reading(apply: Callable[..., Outputs], params: Params, batch: Batch) -> Any:
 
 
 def attributions(apply: Callable[..., Outputs], params: Params, batch: Batch) -> Any:
-    """Returns what each input column adds to the logit, float32 ``[examples, columns]``.
+    """Returns what each column adds to the logit, float32 ``[examples, columns]``.
 
     Gradient times input, summed over the window (Simonyan et al. 2014,
     arXiv:1312.6034; Shrikumar et al. 2017, arXiv:1605.01713): a first-order answer,

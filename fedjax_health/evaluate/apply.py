@@ -65,14 +65,16 @@ def evaluate(
     loaded, labelled = build.build_evaluation_dataset(config, data)
     preprocessing = load_preprocessing(paths.preprocessing)
     dataset = apply_preprocessing(preprocessing, loaded)
-    if input_layout(dataset) != about.layout:
+    layout = input_layout(dataset)
+    if layout != about.layout:
         raise DataError(
             f"{data}: the columns do not fit the detector of {paths.root}: it takes "
-            f"{_columns(about.layout)}, the data gives {_columns(input_layout(dataset))}"
+            f"{_columns(about.layout)}, the data gives {_columns(layout)}"
         )
+    names = dataset.client_names
     known = {name: row for row, name in enumerate(about.client_names)}
-    own_row = np.array([known.get(name, -1) for name in dataset.client_names])
-    unseen = [n for n, row in zip(dataset.client_names, own_row, strict=True) if row < 0]
+    own_row = np.array([known.get(name, -1) for name in names])
+    unseen = [name for name in names if name not in known]
     progress.on_message(
         f"data: {dataset.num_rows:,} rows, {dataset.num_clients:,} clients, "
         f"{len(unseen):,} of them not in training; "

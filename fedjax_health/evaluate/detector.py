@@ -67,7 +67,7 @@ def save_detector(paths: RunFolder, weights: Weights, about: DetectorFile) -> No
     Raises:
       RunFolderError: if the disk is full.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{kind}/{name}": np.asarray(leaf)
         for kind, tree in weights._asdict().items()
         if tree is not None
@@ -103,16 +103,13 @@ def read_detector(paths: RunFolder) -> DetectorFile:
         if values.pop("format") != _FORMAT:
             raise ValueError("another format")
         values.pop("sha256")
-        layout = tuple(
-            ModalityColumns(c["name"], *(_span(c[n]) for n in ModalityColumns._fields[1:]))
-            for c in values.pop("layout")
-        )
+        layout = tuple(_columns(columns) for columns in values.pop("layout"))
         for name in ("client_names", "attack_names"):
             values[name] = tuple(values[name])
         return DetectorFile(layout=layout, **values)
     except _DAMAGE as error:
         raise RunFolderError(
-            f"{paths.detector}: is damaged ({error}): bring the file back, or train again"
+            f"{paths.detector}: is damaged ({error}): bring it back, or train again"
         ) from None
 
 
@@ -154,5 +151,12 @@ def load_weights(paths: RunFolder, abstract_params: Params) -> Weights:
     )
 
 
-def _span(value: Any) -> tuple[int, int] | None:
-    return None if value is None else (int(value[0]), int(value[1]))
+def _columns(saved: dict[str, Any]) -> ModalityColumns:
+    def span(name: str) -> tuple[int, int] | None:
+        value = saved[name]
+        return None if value is None else (int(value[0]), int(value[1]))
+
+    first, end = saved["values"]
+    return ModalityColumns(
+        str(saved["name"]), (int(first), int(end)), span("observed"), span("elapsed")
+    )

@@ -1,23 +1,28 @@
-"""Scoring a part of the data, and what a finished run leaves."""
+"""Scoring while a run trains, and what a finished run leaves."""
 
-import io
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 from fedjax_health import records
-from fedjax_health.config import Config
 from fedjax_health.core import trees
-from fedjax_health.core.types import Params, RoundState
-from fedjax_health.data.schema import Dataset, segment_ids, segment_starts
-from fedjax_health.data.splits import Parts
-from fedjax_health.data.store import from_dataset
+from fedjax_health.core.types import RoundState
+from fedjax_health.data.schema import (
+    Dataset,
+    examples_of,
+    patients_of,
+    segment_ids,
+    segment_starts,
+)
 from fedjax_health.engine.algorithm import params_of_clients
-from fedjax_health.engine.score import build_scorer
+from fedjax_health.engine.average import averaged_params
+from fedjax_health.engine.score import Reading, reading
+from fedjax_health.evaluate.detector import DetectorFile, save_detector
+from fedjax_health.evaluate.frame import parquet_bytes, score_frame
+from fedjax_health.evaluate.scoring import Weights, build_part_reader
 from fedjax_health.metrics import host
+from fedjax_health.metrics.figures import figures
 from fedjax_health.metrics.summary import Scored, evaluate_scores
 from fedjax_health.records import RunFolder
 from fedjax_health.training.best import Best
@@ -38,37 +43,22 @@ METRICS = (
 )
 
 
-def scoring_view(run: Run, state: RoundState) -> dict[str, Any]:
+def scoring_view(run: Run, state: RoundState) -> Weights:
     """Returns what of a state is needed to score: the model and the clients' own."""
     own = params_of_clients(run.built.plan.local.algorithm, state)
-    return {"params": state.params, "own": own}
+    return Weights(averaged_params(state.params, state.server), own)
 
 
 def part_scorer(run: Run, part: Dataset, mesh: jax.sharding.Mesh | None):
-    """Returns ``view -> probabilities [rows]`` for one part, row by row."""
-    window = run.prepared.window
-    store = from_dataset(part, window=window, pad=True)
-    scorer = build_scorer(run.built.model, store, mesh)
-
-    def score(view: dict[str, Any]) -> np.ndarray:
-        if view["own"] is None:
-            return scorer(view["params"])
-        parts = []
-        for client in range(part.num_clients):
-            first, end = store.offsets[client], store.offsets[client + 1]
-            if first == end:
-                continue
-            own = trees.take_row(view["own"], jnp.int32(client))
-            params: Params = trees.join(own, view["params"])
-            parts.append(scorer(params, int(first), int(end - first)))
-        return np.concatenate(parts)
-
-    return score
+    """Returns ``weights -> probabilities [examples]`` for one part."""
+    return build_part_reader(
+        run.built.model, part, window=run.prepared.window, mesh=mesh
+    )
 
 
 def validation_figures(run: Run, scores: np.ndarray) -> dict[str, float]:
     """Returns what training is judged by while it runs."""
-    label = run.prepared.parts.validation.label
+    label = examples_of(run.prepared.parts.validation).label
     return {
         "validation_auroc": host.auroc(scores, label),
         "validation_auprc": host.auprc(scores, label),
@@ -80,47 +70,58 @@ def finish(
 ) -> dict[str, Any]:
     """Measures the best model on the test part and writes what remains."""
     config, parts = run.config, run.prepared.parts
-    streams = _have_streams(parts)
-    scored, raw = [], []
-    for part in (parts.validation, parts.test):
-        scores = part_scorer(run, part, mesh)(best.view)
-        raw.append(scores)
-        segment = segment_ids(part) if streams else None
-        scored.append(Scored(scores, part.label, segment))
-    figures = evaluate_scores(
-        *scored,
+    streams = have_streams(parts.test)
+    found = [
+        build_part_reader(
+            run.built.model, part, window=run.prepared.window, mesh=mesh, read=reading
+        )(best.view)
+        for part in (parts.validation, parts.test)
+    ]
+    validation, test = (
+        scored(part, answer.probability, streams=streams)
+        for part, answer in zip((parts.validation, parts.test), found, strict=True)
+    )
+    examples = examples_of(parts.test)
+    measured = figures(
+        validation,
+        test,
         window=config.window.length,
         false_alarm_rate=config.evaluation.false_alarm_rate,
-        client=parts.test.client,
+        client=examples.client,
+        client_names=examples.client_names,
+        attack=examples.attack,
+        attack_names=examples.attack_names,
+        patient=patients_of(examples),
+        entity=examples.entity,
+        step_seconds=examples.step_seconds,
+        seed=config.seed,
     )
-    shown = {n: figures[n] for n in METRICS if n in figures}
+    measured["oracle"] = _oracle(run, streams=streams)
+    flat = evaluate_scores(
+        validation,
+        test,
+        window=config.window.length,
+        false_alarm_rate=config.evaluation.false_alarm_rate,
+        client=examples.client,
+    )
+    shown = {n: flat[n] for n in METRICS if n in flat}
     result: dict[str, Any] = {
         "metrics": shown,
-        "details": {n: v for n, v in figures.items() if n not in shown},
-        "rounds": _rounds_done(paths, config),
+        "intervals": {n: v for n, v in measured["intervals"].items() if n in shown},
+        "details": {n: v for n, v in flat.items() if n not in shown},
+        "rounds": _rounds_done(paths, config.rounds),
         "best_round": int(best.round),
-        "validation": validation_figures(run, raw[0]),
+        "validation": validation_figures(run, found[0].probability),
         "seed": config.seed,
         "num_params": trees.num_params(run.built.abstract_params),
         "uplink_bytes_per_client": run.built.algorithm.message.uplink_bytes(),
     }
-    oracle = [
-        part.oracle
-        for part in (parts.validation, parts.test)
-        if part.oracle is not None
-    ]
-    if len(oracle) == 2:
-        pairs = [
-            Scored(_sigmoid(scores), part.label, segment_ids(part) if streams else None)
-            for scores, part in zip(oracle, (parts.validation, parts.test), strict=True)
-        ]
-        known = evaluate_scores(
-            *pairs,
-            window=config.window.length,
-            false_alarm_rate=config.evaluation.false_alarm_rate,
-        )
-        result["oracle"] = {n: known[n] for n in METRICS if n in known}
-    write_predictions(paths, parts.test, raw[1], figures)
+    if measured["oracle"] is not None:
+        result["oracle"] = measured["oracle"]
+    write_predictions(paths, parts.test, found[1], flat)
+    records.write_json(paths.figures, measured)
+    save_detector(paths, best.view, _about(run, flat, best, streams=streams))
+    # Last: with it the run is complete.
     records.write_json(paths.result, result)
     return with_folder(result, paths)
 
@@ -130,39 +131,70 @@ def with_folder(result: dict[str, Any], paths: RunFolder) -> dict[str, Any]:
     return {**result, "folder": str(paths.root)}
 
 
-def _rounds_done(paths: RunFolder, config: Config) -> int:
+def scored(part: Dataset, scores: np.ndarray, *, streams: bool) -> Scored:
+    """Returns the examples of a part with their scores."""
+    examples = examples_of(part)
+    return Scored(scores, examples.label, segment_ids(examples) if streams else None)
+
+
+def have_streams(part: Dataset) -> bool:
+    """Returns whether rows follow each other in time, so that delays have a meaning."""
+    return part.target == "row" and len(segment_starts(part)) < part.num_rows
+
+
+def write_predictions(
+    paths: RunFolder, part: Dataset, found: Reading, flat: dict[str, float]
+) -> None:
+    """Writes a part's scores and what is said at the thresholds of the figures."""
+    frame = score_frame(
+        part,
+        found,
+        threshold=flat["threshold"],
+        alarm_threshold=flat.get("delay_threshold"),
+    )
+    records.write_bytes(paths.predictions, parquet_bytes(frame))
+
+
+def _oracle(run: Run, *, streams: bool) -> dict[str, float] | None:
+    """Returns the figures of an observer who knows how the data was generated."""
+    known, parts = [], run.prepared.parts
+    for part in (parts.validation, parts.test):
+        if part.oracle is None:
+            return None
+        scores = examples_of(part).oracle
+        assert scores is not None
+        known.append(scored(part, _sigmoid(scores), streams=streams))
+    values = evaluate_scores(
+        *known,
+        window=run.config.window.length,
+        false_alarm_rate=run.config.evaluation.false_alarm_rate,
+    )
+    return {name: values[name] for name in METRICS if name in values}
+
+
+def _about(
+    run: Run, flat: dict[str, float], best: Best, *, streams: bool
+) -> DetectorFile:
+    train = run.prepared.parts.train
+    return DetectorFile(
+        layout=run.prepared.layout,
+        target=train.target,
+        window=run.prepared.window,
+        streams=streams,
+        client_names=train.client_names,
+        attack_names=train.attack_names,
+        threshold=flat["threshold"],
+        alarm_threshold=flat.get("delay_threshold", flat["threshold"]),
+        false_alarm_rate=run.config.evaluation.false_alarm_rate,
+        round=int(best.round),
+    )
+
+
+def _rounds_done(paths: RunFolder, planned: int) -> int:
     lines = records.read_jsonl(paths.metrics)
-    return lines[-1]["round"] if lines else config.rounds
+    return lines[-1]["round"] if lines else planned
 
 
 def _sigmoid(score: np.ndarray) -> np.ndarray:
     # In float64, so that large scores keep their order.
     return 1.0 / (1.0 + np.exp(-score.astype(np.float64)))
-
-
-def _have_streams(parts: Parts) -> bool:
-    """Returns whether rows follow each other in time, so that delays have a meaning."""
-    test = parts.test
-    return len(segment_starts(test)) < test.num_rows
-
-
-def write_predictions(
-    paths: RunFolder, part: Dataset, scores: np.ndarray, figures: dict[str, float]
-) -> None:
-    """Writes a part's scores and what is said at the thresholds of the figures."""
-    # As the metrics compare them: thresholds are float64, scores float32.
-    exact = scores.astype(np.float64)
-    columns = {
-        "client": np.asarray(part.client_names, object)[part.client],
-        "entity": part.entity,
-        "time": part.time,
-        "label": part.label.astype(np.int8),
-        "attack": np.asarray(part.attack_names, object)[part.attack],
-        "score": scores,
-        "detected": exact >= figures["threshold"],
-    }
-    if "delay_threshold" in figures:
-        columns["alarm"] = exact >= figures["delay_threshold"]
-    buffer = io.BytesIO()
-    pd.DataFrame(columns).to_parquet(buffer, index=False)
-    records.write_bytes(paths.predictions, buffer.getvalue())

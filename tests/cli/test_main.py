@@ -19,10 +19,11 @@ from fedjax_health.data.schema import DataError
 
 RESULT = {
     "metrics": {
-        "auroc": {"value": 0.91234, "low": 0.9, "high": 0.92},
+        "auroc": 0.91234,
         "f1": 0.5,
         "mean_delay": None,
     },
+    "intervals": {"auroc": [0.9, 0.92]},
     "folder": "runs/[bold]demo",
     "rounds": 60,
 }
