@@ -36,6 +36,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return resume(options)
         case "plan":
             return plan(options)
+        case "evaluate":
+            return evaluate(options)
         case "generate":
             return generate(options)
         case "presets":
@@ -102,6 +104,31 @@ def plan(options: argparse.Namespace) -> Outcome:
 
     description = training.describe(config)
     return Outcome(description, lambda stream: _show().tree(description, stream))
+
+
+def evaluate(options: argparse.Namespace) -> Outcome:
+    """Scores new data with the detector of a finished run.
+
+    Args:
+      options: folder, data, out and the device options.
+
+    Returns:
+      Metrics where the data has labels, and where scores and alarms lie.
+    """
+    from fedjax_health.config import load
+
+    folder = records.open_folder(options.folder)
+    _prepare(options, load(folder.config).devices or _devices_before(folder))
+
+    from fedjax_health.cli.progress import build_progress
+    from fedjax_health.evaluate import evaluate as score
+
+    progress = build_progress()
+    try:
+        result = score(folder.root, options.data, progress, out=options.out)
+    finally:
+        progress.on_end()
+    return Outcome(result, lambda stream: _show().result(result, stream))
 
 
 def generate(options: argparse.Namespace) -> Outcome:

@@ -46,6 +46,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(plan)
     _add_device(plan)
 
+    evaluate = _add(
+        commands, "evaluate", "score new data with the detector of a finished run"
+    )
+    evaluate.add_argument("folder", metavar="DIR", help="run folder")
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="file or folder of the kind that the run was trained on; labels optional",
+    )
+    evaluate.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where scores go, new or empty (default: DIR/evaluations/NAME)",
+    )
+    _add_device(evaluate)
+
     generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
     _add_config(generate)
     generate.add_argument(

