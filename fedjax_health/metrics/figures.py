@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_health.metrics import curves, host
-from fedjax_health.metrics.delay import alarms_per_day, delay_curve
+from fedjax_health.metrics.delay import alarms_per_day, delay_curve, detection_delay
 from fedjax_health.metrics.groups import attack_figures, client_figures
 from fedjax_health.metrics.intervals import blocks, bootstrap_intervals
 from fedjax_health.metrics.summary import (
@@ -69,7 +69,6 @@ def figures(
     Raises:
       ValueError: as ``figures_at``, and for validation rows of one class.
     """
-    host.checked(validation.score, validation.label, name="validation")
     chosen = choose_thresholds(
         validation,
         false_alarm_rate=false_alarm_rate,
@@ -348,19 +347,17 @@ def _oracle(test, oracle, far, *, window) -> dict[str, float]:
     log_odds = host.per_row(oracle, len(np.asarray(test.score)), name="oracle")
     exact = log_odds.astype(np.float64)
     probability = np.exp(-np.logaddexp(0, -exact))
-    at_rate = None
-    if far is not None:
-        # Rows of the highest rate, 1, are all alarms.
-        at_rate = (
-            threshold_at_far(probability, test.label, rate=far) if far < 1 else 0.0
-        )
+    # Ranks and alarms are those of the log-odds: near 1, probabilities run together.
     measured = measure_scores(
-        Scored(probability, test.label, test.segment),
-        Thresholds(0.5, at_rate),
-        window=window,
+        Scored(probability, test.label, None), Thresholds(0.5), window=window
     )
     if "auroc" in measured:
-        # Of the log-odds, which do not run together near 1 as probabilities do.
         measured["auroc"] = host.auroc(exact, test.label)
         measured["auprc"] = host.auprc(exact, test.label)
+    if far is not None:
+        # At a rate of 1, which no threshold above a row can give, all rows are alarms.
+        at = threshold_at_far(exact, test.label, rate=far) if far < 1 else -np.inf
+        measured |= detection_delay(
+            exact, test.label, test.segment, threshold=at, window=window
+        )
     return {name: measured[name] for name in METRICS if name in measured}

@@ -150,13 +150,12 @@ def evaluate_scores(
       ValueError: for NaN, scores outside [0, 1], shapes that differ, or a split with
         one class.
     """
-    host.checked(validation.score, validation.label, name="validation")
-    host.checked(test.score, test.label, name="test")
     thresholds = choose_thresholds(
         validation,
         false_alarm_rate=false_alarm_rate,
         streams=test.segment is not None,
     )
+    host.checked(test.score, test.label, name="test")
     result = measure_scores(test, thresholds, window=window)
     if client is not None:
         result |= host.client_auroc(test.score, test.label, client)

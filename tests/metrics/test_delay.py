@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_health.metrics.delay import detection_delay, find_episodes
+from fedjax_health.metrics.delay import (
+    alarms_per_day,
+    delay_at_matched_far,
+    delay_curve,
+    detection_delay,
+    find_episodes,
+)
+from fedjax_health.metrics.threshold import threshold_at_far
 
 
 def oracle(alarm, label, segment, window):
@@ -154,3 +161,70 @@ def test_input_without_an_answer_is_refused():
         find_episodes([True], [1], [0], window=-1)
     with pytest.raises(ValueError, match="without NaN"):
         detection_delay([np.nan], [1], [0], threshold=0.5, window=1)
+
+
+def streams(seed, rows=600):
+    rng = np.random.default_rng(seed)
+    label = np.repeat(rng.random(rows // 20) < 0.3, 20).astype(int)
+    score = np.round(rng.normal(size=rows) + 2 * label, 1)
+    return score, label, np.repeat([0, 1], rows // 2)
+
+
+def test_delay_curve_takes_thresholds_from_validation_and_delays_from_test():
+    validation, test = streams(0)[:2], streams(1)
+    curve = delay_curve(*test, window=3, reference=validation, rates=(0.01, 0.1))
+    for i, rate in enumerate((0.01, 0.1)):
+        at = threshold_at_far(*validation, rate=rate)
+        want = detection_delay(*test, threshold=at, window=3)
+        assert curve.rate[i] == rate
+        assert curve.threshold[i] == at
+        for name in ("achieved_far", "mean_delay", "median_delay", "missed_episodes"):
+            assert getattr(curve, name)[i] == want[name]
+
+
+def test_delay_curve_of_the_rows_themselves_achieves_its_rates():
+    score, label, segment = streams(2)
+    curve = delay_curve(score + np.arange(600) * 1e-9, label, segment, window=3)
+    normal = (label == 0).sum()
+    assert {0.001, 0.01, 0.05, 0.2} < set(curve.rate)
+    assert (np.diff(curve.rate) > 0).all()
+    np.testing.assert_allclose(
+        curve.achieved_far, np.floor(curve.rate * normal + 1e-9) / normal
+    )
+    assert (np.diff(curve.missed_episodes) <= 0).all()
+
+
+def test_delay_curve_without_episodes_or_without_normal_rows():
+    score = [0.1, 0.9, 0.3]
+    assert delay_curve(score, [0, 0, 0], [0, 0, 0], window=1) is None
+    assert delay_curve(score, [1, 1, 1], [0, 0, 0], window=1) is None
+    only = (score, [0, 0, 1])
+    curve = delay_curve(score, [1, 1, 1], [0, 0, 0], window=1, reference=only)
+    assert curve.mean_delay.tolist() == [3.0] * len(curve.rate)
+
+
+def test_delay_at_a_matched_false_alarm_rate():
+    score, label, segment = streams(3)
+    exact = score + np.arange(600) * 1e-9
+    normal = np.sort(exact[label == 0])[::-1]
+    allowed = int(0.05 * len(normal))
+    got = delay_at_matched_far(exact, label, segment, window=3, achieved=0.05)
+    assert got["achieved_far"] == allowed / len(normal)
+    assert normal[allowed] < got["matched_threshold"] <= normal[allowed - 1]
+    want = detection_delay(
+        exact, label, segment, threshold=normal[allowed - 1], window=3
+    )
+    assert got.pop("matched_threshold") > 0
+    assert got == want
+    tied = delay_at_matched_far(np.ones(600), label, segment, window=3, achieved=0.5)
+    assert tied["achieved_far"] == 0.0
+    with pytest.raises(ValueError, match="needs normal"):
+        delay_at_matched_far([0.1], [1], [0], window=3)
+
+
+def test_false_alarms_a_day():
+    # domain figure: 1 % of one-minute steps is 14 a day
+    assert alarms_per_day(0.01, 60) == pytest.approx(14.4)
+    assert alarms_per_day(0.0, 1) == 0
+    with pytest.raises(ValueError, match="step_seconds must be above 0, not -1"):
+        alarms_per_day(0.1, -1)

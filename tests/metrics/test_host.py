@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    roc_auc_score,
+)
 
 from fedjax_health.metrics import host
 
@@ -59,6 +63,8 @@ def test_client_auroc_excludes_and_counts_single_class_clients():
     score = rng.normal(size=200) + label
     spread = host.client_auroc(score, label, client)
     values = [roc_auc_score(label[client == c], score[client == c]) for c in (4, 7)]
+    assert spread["worst_decile_client_auroc"] == spread["worst_client_auroc"]
+    np.testing.assert_allclose(spread["std_client_auroc"], np.std(values))
     assert spread["excluded_clients"] == 2
     assert spread["ranked_clients"] == 2
     np.testing.assert_allclose(spread["mean_client_auroc"], np.mean(values))
@@ -67,6 +73,55 @@ def test_client_auroc_excludes_and_counts_single_class_clients():
         score[client == 9], label[client == 9], client[client == 9]
     )
     assert alone == {"ranked_clients": 0.0, "excluded_clients": 1.0}
+
+
+def test_client_rankings_equal_scikit_learn_one_by_one():
+    rng = np.random.default_rng(5)
+    client = rng.integers(0, 6, 400)
+    client[client == 4] = 5
+    label = rng.integers(0, 2, 400)
+    label[client == 2] = 1
+    score = rng.normal(size=400).round(1) + label
+    got = host.client_rankings(score, label, client, num_clients=7)
+    assert got.ranked.tolist() == [True, True, False, True, False, True, False]
+    assert got.rows.tolist() == [(client == c).sum() for c in range(7)]
+    assert got.positives.tolist() == [label[client == c].sum() for c in range(7)]
+    for c in range(7):
+        here = client == c
+        want = [0.0, 0.0]
+        if got.ranked[c]:
+            want = [
+                roc_auc_score(label[here], score[here]),
+                average_precision_score(label[here], score[here]),
+            ]
+        np.testing.assert_allclose([got.auroc[c], got.auprc[c]], want, atol=1e-12)
+    for bad in (6, -1):
+        wrong = np.where(np.arange(400) == 3, bad, client % 6)
+        with pytest.raises(ValueError, match=r"clients must lie in \[0, 6\)"):
+            host.client_rankings(score, label, wrong, num_clients=6)
+
+
+def test_spread():
+    values = np.random.default_rng(0).permutation(np.arange(25) / 25)
+    got = host.spread(values)
+    assert got.worst == 0
+    np.testing.assert_allclose(
+        [got.mean, got.worst_decile, got.std], [0.48, 0.02, np.std(values)]
+    )
+    assert host.spread([0.7]) == (0.7, 0.7, 0.7, 0.0)
+    assert host.spread([]) is None
+
+
+def test_calibration_bins_of_ties_share_their_positives():
+    p = np.array([0.2, 0.2, 0.2, 0.2, 0.6, 0.6])
+    y = np.array([1, 0, 0, 0, 1, 1])
+    got = host.calibration_bins(p, y, bins=3)
+    np.testing.assert_allclose(got.predicted, [0.2, 0.2, 0.6])
+    np.testing.assert_allclose(got.observed, [0.25, 0.25, 1.0])
+    assert got.rows.tolist() == [2, 2, 2]
+    uneven = host.calibration_bins(p, y, bins=4)
+    assert sorted(uneven.rows.tolist()) == [1, 1, 2, 2]
+    np.testing.assert_allclose(np.sum(uneven.rows * uneven.observed), 3)
 
 
 @pytest.mark.parametrize(
