@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_health import config
+from fedjax_health.build.split import deal_out, split_of
 from fedjax_health.config import Config
 from fedjax_health.core.types import InputLayout
-from fedjax_health.data import partition, splits
+from fedjax_health.data.partition import num_training_clients
 from fedjax_health.data.preprocess import (
     Outliers,
     Preprocessing,
@@ -16,7 +16,7 @@ from fedjax_health.data.preprocess import (
     fit_preprocessing,
 )
 from fedjax_health.data.schema import DataError, Dataset, patients_of
-from fedjax_health.data.splits import Parts
+from fedjax_health.data.splits import Parts, split_dataset
 from fedjax_health.data.store import ClientStore, from_dataset, input_layout
 
 
@@ -24,14 +24,17 @@ class Prepared(NamedTuple):
     """Data that a run trains and is measured on.
 
     Attributes:
-      parts: training, validation and test part, preprocessed.
+      parts: training, validation and test part, preprocessed. Clients without training
+        rows, which the split holds out, come last in ``client_names``.
+      split: the part of every row of the dataset, int8 ``[rows]``.
       preprocessing: what was fitted on the training part.
-      store: the packed training examples.
+      store: the packed training examples of the clients that train.
       window: time steps of an example, or None for single records.
       layout: where each modality lies in ``batch["x"]``.
     """
 
     parts: Parts
+    split: np.ndarray
     preprocessing: Preprocessing
     store: ClientStore
     window: int | None
@@ -48,8 +51,8 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
       DataError: if a part or a client is left without what it needs.
     """
     window = settings.window.length if settings.window.length > 1 else None
-    parts = splits.split_dataset(dataset, _split(settings, dataset))
-    parts = _partition(settings, parts)
+    split = split_of(settings, dataset)
+    parts = deal_out(settings, split_dataset(dataset, split))
     for name in ("validation", "test"):
         part = getattr(parts, name)
         if part.label.min() == part.label.max():
@@ -60,13 +63,16 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
             )
     preprocessing = _fit(settings, parts.train)
     parts = Parts(*(apply_preprocessing(preprocessing, part) for part in parts))
+    population = num_training_clients(parts)
     store = from_dataset(
-        parts.train,
+        parts.train._replace(client_names=parts.train.client_names[:population]),
         window=window,
         stride=settings.window.stride,
         extra=_extra(settings, parts.train),
     )
-    return Prepared(parts, preprocessing, store, window, input_layout(parts.train))
+    return Prepared(
+        parts, split, preprocessing, store, window, input_layout(parts.train)
+    )
 
 
 def _fit(settings: Config, train: Dataset) -> Preprocessing:
@@ -90,58 +96,3 @@ def _extra(settings: Config, train: Dataset) -> dict[str, np.ndarray]:
     if getattr(settings, "alignment", None) is not None:
         extra["patient"] = patients_of(train).astype(np.int32)
     return extra
-
-
-def _split(settings: Config, dataset: Dataset) -> np.ndarray:
-    split = settings.split
-    embargo = split.embargo
-    if embargo is None:
-        embargo = settings.window.length if settings.window.length > 1 else 0
-    match split:
-        case config.Chronological():
-            return splits.chronological(
-                dataset,
-                train=split.train,
-                validation=split.validation,
-                test=split.test,
-                embargo=embargo,
-                scope=split.scope,
-            )
-        case config.EpisodeBlocks():
-            return splits.episode_blocks(
-                dataset,
-                block=split.block,
-                fractions=split.fractions,
-                embargo=embargo,
-                seed=settings.seed,
-            )
-
-
-def _partition(settings: Config, parts: Parts) -> Parts:
-    chosen, seed = settings.partition, settings.seed
-    match chosen:
-        case config.Natural():
-            return partition.natural(parts)
-        case config.Contiguous():
-            return partition.contiguous(parts, num_clients=chosen.num_clients)
-        case config.Iid():
-            return partition.iid(
-                parts, num_clients=chosen.num_clients, seed=seed, unit=chosen.unit
-            )
-        case config.DirichletLabels():
-            return partition.dirichlet_labels(
-                parts,
-                num_clients=chosen.num_clients,
-                alpha=chosen.alpha,
-                seed=seed,
-                unit=chosen.unit,
-                by=chosen.by,
-            )
-        case config.QuantitySkew():
-            return partition.quantity_skew(
-                parts,
-                num_clients=chosen.num_clients,
-                exponent=chosen.exponent,
-                seed=seed,
-                unit=chosen.unit,
-            )

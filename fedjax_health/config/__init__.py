@@ -37,15 +37,18 @@ from fedjax_health.config.learning import (
 )
 from fedjax_health.config.parse import config_hash, load, parse, to_toml, validate
 from fedjax_health.config.preparation import (
+    ByClient,
     Chronological,
     Contiguous,
     DirichletLabels,
     EpisodeBlocks,
     Iid,
+    LeaveOneOut,
     Natural,
     Outliers,
     QuantitySkew,
     Scaling,
+    Stratified,
     Window,
 )
 from fedjax_health.config.presets import preset_names, preset_summary, preset_text
@@ -55,6 +58,7 @@ from fedjax_health.config.top import Config
 __all__ = [
     "Adam",
     "Bce",
+    "ByClient",
     "Checkpoint",
     "Chronological",
     "ClipL2",
@@ -80,6 +84,8 @@ __all__ = [
     "Local",
     "Mean",
     "Mlp",
+    "LeaveOneOut",
+    "Link",
     "Natural",
     "Norm",
     "Outliers",
@@ -95,6 +101,7 @@ __all__ = [
     "Table",
     "WarmupCosine",
     "Window",
+    "Stratified",
     "Wustl",
     "call_custom",
     "config_hash",

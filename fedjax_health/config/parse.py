@@ -16,7 +16,8 @@ import tomli_w
 from fedjax_health.config import presets, schema
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import check_target
-from fedjax_health.config.data import HospitalSim, Physionet2012, Table, Wustl
+from fedjax_health.config.data import HospitalSim, Link, Physionet2012, Table, Wustl
+from fedjax_health.config.preparation import LeaveOneOut
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
 
@@ -179,6 +180,10 @@ def _check_complete(record: Any, path: str):
             )
     if isinstance(record, Record):
         for name in record.__struct_fields__:
+        case LeaveOneOut(client=""):
+            raise ConfigError(
+                f"config: {path}.client: names no client: add --set {path}.client=NAME"
+            )
             _check_complete(getattr(record, name), f"{path}.{name}".lstrip("."))
     elif isinstance(record, tuple):
         for index, item in enumerate(record):

@@ -11,6 +11,7 @@ from fedjax_health.config.common import (
     OpenShare,
     Positive,
     Record,
+    Seed,
 )
 
 Fractions = Annotated[tuple[NonNegative, ...], msgspec.Meta(min_length=3, max_length=3)]
@@ -104,17 +105,81 @@ class EpisodeBlocks(Record, frozen=True, tag_field="kind", tag="episode_blocks")
       block: rows of a block.
       fractions: shares of training, validation and test part.
       embargo: rows left out at each border; the window's length where it is left out.
+      seed: of the draw; the run's seed where it is left out.
     """
 
     block: Positive = 200
     fractions: Fractions = (0.6, 0.1, 0.3)
     embargo: Count | None = None
+    seed: Seed | None = None
 
     def __post_init__(self):
         _check_shares(self.fractions)
 
 
-Split = Chronological | EpisodeBlocks
+class Stratified(Record, frozen=True, tag_field="kind", tag="stratified"):
+    """Patients dealt out at random, alike in every label and client.
+
+    Attributes:
+      train: share of the training part.
+      validation: share of the validation part.
+      test: share of the test part.
+      unit: what is dealt whole: a patient, or each row of a table of records that do
+        not depend on each other.
+      seed: of the draw; the run's seed where it is left out.
+    """
+
+    train: AboveZero = 0.6
+    validation: AboveZero = 0.1
+    test: AboveZero = 0.3
+    unit: Literal["patient", "row"] = "patient"
+    seed: Seed | None = None
+
+    def __post_init__(self):
+        _check_shares((self.train, self.validation, self.test))
+
+
+class ByClient(Record, frozen=True, tag_field="kind", tag="by_client"):
+    """Whole clients held out: hospitals that the detector never trained on.
+
+    Attributes:
+      train: share of the rows of the clients that train.
+      validation: share of those that validate.
+      test: share of those that test.
+      validation_clients: names of the clients that validate; drawn where it is empty.
+      test_clients: names of the clients that test; drawn where it is empty.
+      seed: of the draw; the run's seed where it is left out.
+    """
+
+    train: AboveZero = 0.6
+    validation: AboveZero = 0.1
+    test: AboveZero = 0.3
+    validation_clients: tuple[str, ...] = ()
+    test_clients: tuple[str, ...] = ()
+    seed: Seed | None = None
+
+    def __post_init__(self):
+        _check_shares((self.train, self.validation, self.test))
+
+
+class LeaveOneOut(Record, frozen=True, tag_field="kind", tag="leave_one_out"):
+    """One client tests; patients of the others train and validate.
+
+    Attributes:
+      client: name of the client that is held out.
+      validation: share of the other clients' patients that validate.
+      unit: what is dealt whole: a patient, or each row of a table of records that do
+        not depend on each other.
+      seed: of the draw; the run's seed where it is left out.
+    """
+
+    client: str = ""
+    validation: OpenShare = 0.1
+    unit: Literal["patient", "row"] = "patient"
+    seed: Seed | None = None
+
+
+Split = Chronological | EpisodeBlocks | Stratified | ByClient | LeaveOneOut
 
 
 class Window(Record, frozen=True):

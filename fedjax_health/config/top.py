@@ -49,8 +49,10 @@ from fedjax_health.config.preparation import (
     Window,
 )
 
+    ByClient,
 
 class Config(Record, frozen=True):
+    LeaveOneOut,
     """A run: data, model, training, federation.
 
     Attributes:
@@ -99,6 +101,8 @@ class Config(Record, frozen=True):
     outliers: Outliers | None = None
     pca: Components = msgspec.field(default_factory=dict)
     balance: Literal["none", "client"] = "none"
+      leakcheck: whether the data is searched for what gives the label away before
+        anything is trained; it warns and stops nothing.
     model: Model = Gru()
     loss: Loss = Bce()
     algorithm: Algorithm = FedAvg()
@@ -121,7 +125,13 @@ class Config(Record, frozen=True):
     checkpoint: Checkpoint = Checkpoint()
 
     def __post_init__(self):
-        for check in (_check_algorithm, _check_clients, _check_mapping, _check_window):
+        for check in (
+            _check_algorithm,
+            _check_clients,
+            _check_held_out,
+            _check_mapping,
+            _check_window,
+        ):
             check(self)
 
 
@@ -132,6 +142,7 @@ def _check_algorithm(config: Config):
         case Scaffold(), Sgd(momentum=momentum):
             raise ConfigError(
                 f"config: local.optimizer.momentum: {momentum}: scaffold takes the "
+    leakcheck: bool = True
                 "mean gradient from the local steps, which momentum bends: set it to 0"
             )
         case Scaffold(), _:
@@ -197,3 +208,27 @@ def _check_window(config: Config):
             "config: window.length: 1: a gru needs windows of 2 steps or more; choose "
             "--set model=mlp for single rows"
         )
+def _check_held_out(config: Config):
+    """Refuses what clients that never train cannot have."""
+    match config.split:
+        case ByClient():
+            kind = "by_client"
+        case LeaveOneOut():
+            kind = "leave_one_out"
+        case _:
+            return
+    if not isinstance(config.partition, Natural):
+        raise ConfigError(
+            f"config: partition: split {kind} holds clients of the data out, and this "
+            "partition makes others of them: add --set partition=natural"
+        )
+    if config.personal is not None or isinstance(config.algorithm, Ditto):
+        what = "personal" if config.personal is not None else "algorithm"
+        raise ConfigError(
+            f"config: {what}: clients that split {kind} holds out have no parameters "
+            "of their own: add --set "
+            + ("personal=none" if what == "personal" else "algorithm=fedavg")
+            + ", or choose another split"
+        )
+
+

@@ -3,7 +3,8 @@
 A partition comes after the split: each part is dealt to the clients by itself, so
 that client k has rows to train on, to validate and to test. Streams stay streams:
 except for ``contiguous``, whole units of consecutive rows change hands, and units that
-were neighbours in a stream and meet again at one client are joined.
+were neighbours in a stream and meet again at one client are joined. An entity with a
+label of its own is a unit and never cut.
 """
 
 from collections.abc import Callable
@@ -11,20 +12,35 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_health.data.schema import DataError, Dataset, segment_starts, take_rows
-from fedjax_health.data.splits import Parts, number_runs
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    segment_ids,
+    segment_starts,
+    take_rows,
+)
+from fedjax_health.data.splits import Parts, take_runs
 
 # Rows of a unit unless told: five windows of the usual 20 steps.
 DEFAULT_UNIT = 100
 
 
-def natural(parts: Parts) -> Parts:
+def natural(parts: Parts, *, held_out: bool = False) -> Parts:
     """Keeps the clients of the data.
 
+    Args:
+      parts: the split data.
+      held_out: whether there may be clients without training rows, as a split leaves
+        them that holds whole clients out. They come last among the clients, so that
+        those that train are numbered from 0.
+
     Raises:
-      DataError: if a client has no training rows.
+      DataError: if a client has no training rows that must have some.
     """
     held = np.bincount(parts.train.client, minlength=parts.train.num_clients)
+    if held_out:
+        order = np.argsort(held == 0, kind="stable")
+        return Parts(*(_reorder_clients(part, order) for part in parts))
     if (held == 0).any():
         name = parts.train.client_names[int(np.argmin(held))]
         raise DataError(
@@ -34,21 +50,33 @@ def natural(parts: Parts) -> Parts:
     return parts
 
 
+def num_training_clients(parts: Parts) -> int:
+    """Returns how many clients have training rows: the population of a federation."""
+    return len(np.unique(parts.train.client))
+
+
 def contiguous(parts: Parts, *, num_clients: int) -> Parts:
     """Cuts each part into equal blocks of consecutive rows; client k gets block k.
+
+    Where the label belongs to the entity, blocks are of consecutive entities.
 
     Args:
       parts: the split data.
       num_clients: clients to make.
 
     Raises:
-      DataError: if there are more clients than training rows.
+      DataError: if there are more clients than training rows or entities.
     """
-    _check_clients(num_clients, parts.train.num_rows, "rows")
+    # An entity with a label of its own is never cut.
+    whole = parts.train.target == "entity"
+    if whole:
+        _check_clients(num_clients, len(segment_starts(parts.train)), "entities")
+    else:
+        _check_clients(num_clients, parts.train.num_rows, "rows")
 
     def assign(dataset: Dataset) -> Dataset:
-        row = np.arange(dataset.num_rows)
-        client = row * num_clients // max(dataset.num_rows, 1)
+        place = segment_ids(dataset) if whole else np.arange(dataset.num_rows)
+        client = place * num_clients // (place.max(initial=0) + 1)
         return _deal(dataset, client, num_clients)
 
     return Parts(*map(assign, parts))
@@ -197,8 +225,13 @@ def _in_shares(count: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _unit_starts(dataset: Dataset, unit: int) -> np.ndarray:
-    """Returns the first row of every unit; the last of a stream may be shorter."""
+    """Returns the first row of every unit; the last of a stream may be shorter.
+
+    Where the label belongs to the entity, the units are the entities.
+    """
     starts = segment_starts(dataset)
+    if dataset.target == "entity":
+        return starts
     lengths = np.diff(np.append(starts, dataset.num_rows))
     offset = np.arange(dataset.num_rows) - np.repeat(starts, lengths)
     return np.flatnonzero(offset % unit == 0)
@@ -270,6 +303,17 @@ def _fill_empty(client: np.ndarray, num_clients: int) -> np.ndarray:
     return result
 
 
+def _reorder_clients(dataset: Dataset, order: np.ndarray) -> Dataset:
+    """Returns the dataset whose client i is the old client ``order[i]``."""
+    place = np.argsort(order)
+    client = place[dataset.client]
+    rows = np.argsort(client, kind="stable")
+    return take_rows(dataset, rows)._replace(
+        client=client[rows].astype(np.int32),
+        client_names=tuple(dataset.client_names[index] for index in order),
+    )
+
+
 def _deal(dataset: Dataset, client: np.ndarray, num_clients: int) -> Dataset:
     """Returns the rows sorted by their new client, streams renumbered."""
     rows = np.argsort(client, kind="stable")
@@ -279,10 +323,9 @@ def _deal(dataset: Dataset, client: np.ndarray, num_clients: int) -> Dataset:
     client = client[rows].astype(np.int32)
     # A run may not mix streams, nor clients: the product of both numbers them apart.
     group = segment[rows] * num_clients + client
-    return take_rows(dataset, rows)._replace(
+    return take_runs(dataset, rows, group)._replace(
         client=client,
         client_names=tuple(
             client_name(index, num_clients) for index in range(num_clients)
         ),
-        entity=number_runs(rows, group),
     )

@@ -33,15 +33,17 @@ def prepare_run(config: Config, progress: Progress) -> Run:
     """Builds everything that a configuration names; nothing is trained."""
     dataset = build.build_dataset(config)
     prepared = build.prepare(config, dataset)
-    train_part = summary(prepared.parts.train)
+    train_part, population = summary(prepared.parts.train), prepared.store.num_clients
+    held_out = train_part.num_clients - population
     progress.on_message(
-        f"data: {dataset.num_rows:,} rows, {train_part.num_clients:,} clients, "
-        f"{100 * float(np.mean(dataset.label)):.1f} % positive; "
+        f"data: {dataset.num_rows:,} rows, {population:,} clients"
+        + (f" and {held_out:,} held out, " if held_out else ", ")
+        + f"{100 * float(np.mean(dataset.label)):.1f} % positive; "
         f"{prepared.store.num_examples:,} training examples"
     )
     if train_part.single_class_clients:
         progress.on_message(
-            f"{len(train_part.single_class_clients)} of {train_part.num_clients} "
+            f"{len(train_part.single_class_clients)} of {population} "
             "clients have one class only in training"
         )
     built = build.build(config, prepared)

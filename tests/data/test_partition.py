@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_health.data import partition
-from fedjax_health.data.schema import DataError, Dataset, segment_starts
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    check_dataset,
+    segment_starts,
+    take_rows,
+)
 from fedjax_health.data.splits import Parts
 
 
@@ -136,6 +142,69 @@ def test_natural():
     empty = Parts(*(part._replace(client_names=names) for part in before))
     with pytest.raises(DataError, match=r"'ICU 3' has no training rows \(1 such"):
         partition.natural(empty)
+
+
+def test_clients_that_are_held_out_come_last():
+    before = made_parts(lengths=([20] * 12, [20] * 12, [20] * 12), clients=4)
+    train = before.train
+    before = before._replace(
+        train=take_rows(train, (train.client != 0) & (train.client != 2))
+    )
+    after = partition.natural(before, held_out=True)
+    assert partition.num_training_clients(after) == 2
+    for old, new in zip(before, after, strict=True):
+        assert new.client_names == ("ward 1", "ward 3", "ward 0", "ward 2")
+        assert (np.diff(new.client) >= 0).all()
+        owner = {
+            row: old.client_names[client]
+            for row, client in zip(rows_of(old), old.client, strict=True)
+        }
+        assert sorted(rows_of(new)) == sorted(rows_of(old))
+        for row, client in zip(rows_of(new), new.client, strict=True):
+            assert new.client_names[client] == owner[row]
+        check_dataset(new)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "iid", "dirichlet", "skew"])
+def test_entities_with_a_label_of_their_own_are_never_cut(kind):
+    parts = made_parts(lengths=([30, 5, 120] * 6, [7, 3, 20], [150, 4, 4]))
+    parts = Parts(
+        *(
+            p._replace(
+                target="entity",
+                entity_names=tuple("abcdefghijklmnopqr"[: p.entity[-1] + 1]),
+            )
+            for p in parts
+        )
+    )
+    after = {
+        "contiguous": lambda: partition.contiguous(parts, num_clients=3),
+        "iid": lambda: partition.iid(parts, num_clients=3, unit=10),
+        "dirichlet": lambda: partition.dirichlet_labels(
+            parts, num_clients=3, alpha=1.0, unit=10
+        ),
+        "skew": lambda: partition.quantity_skew(parts, num_clients=3, unit=10),
+    }[kind]()
+    for old, new in zip(parts, after, strict=True):
+        name = dict(zip(rows_of(old), old.entity, strict=True))
+        for entity in np.unique(new.entity):
+            rows = rows_of(new)[new.entity == entity]
+            was = {name[row] for row in rows}
+            assert len(was) == 1
+            assert len(rows) == (old.entity == was.pop()).sum()
+            first = int(np.flatnonzero(new.entity == entity)[0])
+            assert (
+                new.entity_names[entity] == old.entity_names[name[rows_of(new)[first]]]
+            )
+    with pytest.raises(DataError, match=r"18 training (entities|units)"):
+        {
+            "contiguous": lambda: partition.contiguous(parts, num_clients=19),
+            "iid": lambda: partition.iid(parts, num_clients=19),
+            "dirichlet": lambda: partition.dirichlet_labels(
+                parts, num_clients=19, alpha=1.0
+            ),
+            "skew": lambda: partition.quantity_skew(parts, num_clients=19),
+        }[kind]()
 
 
 @pytest.mark.parametrize("way", ["iid", "attack", "quantity"])

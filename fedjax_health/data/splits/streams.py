@@ -1,17 +1,12 @@
-"""Training, validation and test parts that do not leak into each other.
-
-A split is an array: one ``Part`` for each row. Every function here returns one, and
-``split_dataset`` cuts the dataset by it. A split of another kind (patients or
-hospitals kept apart) is one more function that returns such an array.
+"""Streams cut by time, or into blocks of time.
 
 Rows that stand close in a stream resemble each other, so rows drawn at random leak.
 Between two parts of one stream ``embargo`` rows are left out; with an embargo as long
 as the window, no test window resembles a training window for that reason alone.
 """
 
-import enum
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -20,32 +15,12 @@ from fedjax_health.data.schema import (
     Dataset,
     segment_ids,
     segment_starts,
-    take_rows,
 )
-
-
-class Part(enum.IntEnum):
-    """What a row is used for."""
-
-    EMBARGO = -1
-    TRAIN = 0
-    VALIDATION = 1
-    TEST = 2
-
-
-_USED = (Part.TRAIN, Part.VALIDATION, Part.TEST)
+from fedjax_health.data.splits.parts import Part, check_fractions, check_parts
 
 # Where two parts meet, the rows of the later one in this order go: validation is
 # usually the smallest part and keeps all its rows, training the largest.
 _KEPT_FIRST = (Part.VALIDATION, Part.TEST, Part.TRAIN)
-
-
-class Parts(NamedTuple):
-    """A dataset cut in three; all parts name the same clients."""
-
-    train: Dataset
-    validation: Dataset
-    test: Dataset
 
 
 def chronological(
@@ -77,7 +52,7 @@ def chronological(
       DataError: if the shares or the embargo are no such numbers, or a part ends up
         without rows or the training part with one class.
     """
-    fractions = _check_fractions((train, validation, test))
+    fractions = check_fractions((train, validation, test))
     _check_embargo(embargo)
     segment = segment_ids(dataset)
     if scope == "entity":
@@ -99,7 +74,7 @@ def chronological(
     part[rank >= first_validation] = Part.VALIDATION
     part[rank >= first_test] = Part.TEST
     part = _apply_embargo(part, segment, embargo)
-    _check_parts(dataset, part)
+    check_parts(dataset, part)
     return part
 
 
@@ -135,7 +110,7 @@ def episode_blocks(
       DataError: if an argument is no such number, or a part ends up without rows or
         the training part with one class.
     """
-    fractions = _check_fractions(fractions)
+    fractions = check_fractions(fractions)
     _check_embargo(embargo)
     if block < 1 or block <= 2 * embargo:
         raise DataError(
@@ -149,93 +124,13 @@ def episode_blocks(
         _deal_blocks(dataset, starts, lengths, fractions, seed=seed), lengths
     )
     part = _apply_embargo(part, segment, embargo)
-    _check_parts(dataset, part)
+    check_parts(dataset, part)
     return part
-
-
-def split_dataset(dataset: Dataset, part: np.ndarray) -> Parts:
-    """Cuts the dataset by a split.
-
-    Args:
-      dataset: the rows.
-      part: ``[rows]`` of ``Part``; rows of ``Part.EMBARGO`` are left out.
-
-    Returns:
-      The three parts. ``entity`` counts the runs of rows that stood together in one
-      entity before the cut, so that no window reaches over a gap.
-
-    Raises:
-      DataError: if ``part`` does not fit the dataset, a part has no rows or the
-        training part has one class.
-    """
-    part = np.asarray(part)
-    if part.shape != (dataset.num_rows,):
-        raise DataError(
-            f"the split has shape {part.shape}; the dataset has {dataset.num_rows} rows"
-        )
-    if not np.isin(part, [int(known) for known in Part]).all():
-        raise DataError("the split holds values that are no Part; use -1, 0, 1 or 2")
-    _check_parts(dataset, part)
-    segment = segment_ids(dataset)
-    return Parts(*(_take_part(dataset, part == wanted, segment) for wanted in _USED))
-
-
-def _take_part(dataset: Dataset, mask: np.ndarray, segment: np.ndarray) -> Dataset:
-    rows = np.flatnonzero(mask)
-    return take_rows(dataset, rows)._replace(entity=number_runs(rows, segment[rows]))
-
-
-def number_runs(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Numbers the runs of consecutive rows that stay in one group.
-
-    Args:
-      rows: ``[n]`` original row numbers.
-      group: ``[n]`` anything that a run may not mix.
-
-    Returns:
-      int64 ``[n]``, 0 for the first run.
-    """
-    if len(rows) == 0:
-        return np.zeros(0, np.int64)
-    change = (np.diff(rows) != 1) | (np.diff(group) != 0)
-    return np.concatenate([[0], np.cumsum(change)]).astype(np.int64)
-
-
-def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    values = tuple(float(value) for value in fractions)
-    if len(values) != 3 or not all(0 < value < 1 for value in values):
-        raise DataError(
-            f"the shares of training, validation and test are {values}; "
-            "give three numbers between 0 and 1"
-        )
-    if abs(sum(values) - 1) > 1e-6:
-        raise DataError(
-            f"the shares of training, validation and test are {values} and sum to "
-            f"{sum(values):.6g}; make them sum to 1"
-        )
-    return values
 
 
 def _check_embargo(embargo: int) -> None:
     if embargo < 0:
         raise DataError(f"embargo is {embargo}; give 0 or more rows")
-
-
-def _check_parts(dataset: Dataset, part: np.ndarray) -> None:
-    for wanted in _USED:
-        if not np.any(part == wanted):
-            raise DataError(
-                f"the split leaves no rows for {wanted.name.lower()} out of "
-                f"{dataset.num_rows}; use a larger share, a smaller embargo or "
-                "smaller blocks"
-            )
-    label = dataset.label[part == Part.TRAIN]
-    if label.min() == label.max():
-        kind = "positive" if label[0] else "negative"
-        raise DataError(
-            f"all {len(label)} training rows are {kind}; use a larger training share "
-            "or split by episode blocks"
-        )
 
 
 def _apply_embargo(part: np.ndarray, segment: np.ndarray, embargo: int) -> np.ndarray:

@@ -1,0 +1,153 @@
+"""From a dataset and a configuration to parts, store and what losses need."""
+
+import numpy as np
+import pytest
+
+from fedjax_health.build import build_sampling, prepare
+from fedjax_health.config import ConfigError, parse
+from fedjax_health.data.schema import Dataset, check_dataset
+from fedjax_health.data.splits import Part
+
+WARDS = ("north", "east", "south", "west")
+
+
+def stays(*, rows=4, each=30, seed=0):
+    """Four wards of stays with one label each; two stays a patient."""
+    generator = np.random.default_rng(seed)
+    total = len(WARDS) * each
+    label = np.repeat(generator.random(total) < 0.3, rows).astype(np.float32)
+    features = generator.normal(size=(total * rows, 2)).astype(np.float32)
+    features[generator.random(features.shape) < 0.2] = np.nan
+    kind = np.stack([np.arange(total) % 3, generator.normal(size=total)], axis=1)
+    data = Dataset(
+        features={
+            "vitals": features,
+            "admission": np.repeat(kind, rows, axis=0).astype(np.float32),
+        },
+        feature_names={"vitals": ("pulse", "spo2"), "admission": ("unit", "age")},
+        label=label,
+        attack=label.astype(np.int32),
+        attack_names=("normal", "died"),
+        client=np.repeat(np.arange(len(WARDS)), each * rows).astype(np.int32),
+        client_names=WARDS,
+        entity=np.repeat(np.arange(total), rows).astype(np.int64),
+        time=np.tile(np.arange(rows, dtype=np.float64), total),
+        masked=frozenset({"vitals"}),
+        target="entity",
+        categories={"admission": {"unit": ("icu", "ward", "er")}},
+        patient=np.repeat(np.arange(total) // 2, rows).astype(np.int64),
+    )
+    check_dataset(data)
+    return data
+
+
+def settings(*changes):
+    return parse('split = "stratified"\n[window]\nlength = 4', changes)
+
+
+def test_categories_are_columns_and_the_layout_says_where():
+    prepared = prepare(settings(), stays())
+    vitals, admission = prepared.layout
+    assert (vitals.name, vitals.values, vitals.observed) == ("vitals", (0, 2), (2, 4))
+    assert (admission.name, admission.values) == ("admission", (4, 8))
+    names = prepared.parts.test.feature_names["admission"]
+    assert names == ("unit=er", "unit=icu", "unit=ward", "age")
+    assert prepared.store.rows["x"].shape[1] == 8
+    assert set(prepared.store.rows) == {"x", "label", "valid"}
+    assert prepared.preprocessing.feature_names["admission"] == ("unit", "age")
+
+
+def test_patients_are_kept_whole_and_the_split_is_told():
+    data = stays()
+    prepared = prepare(settings(), data)
+    for patient in np.unique(data.patient):
+        assert len(set(prepared.split[data.patient == patient])) == 1
+    for wanted, part in zip(
+        Part.__members__.values(), (None, *prepared.parts), strict=True
+    ):
+        if part is not None:
+            assert part.num_rows == (prepared.split == wanted).sum()
+
+
+def test_class_weights_and_patients_are_packed_for_the_losses():
+    prepared = prepare(settings("balance=client"), stays())
+    train, store = prepared.parts.train, prepared.store
+    assert store.rows["class_weight"].dtype == np.float32
+    for client in range(4):
+        first, end = store.offsets[client : client + 2]
+        starts = store.starts[first:end]
+        label = store.rows["label"][starts]
+        positives = label.sum()
+        expected = np.where(label, end - first, 0) / (2 * positives)
+        expected += np.where(label, 0, end - first) / (2 * (end - first - positives))
+        np.testing.assert_allclose(
+            store.rows["class_weight"][starts], expected, rtol=1e-6
+        )
+    assert train.num_clients == store.num_clients == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "held_out"),
+    [
+        (("split=leave_one_out", "split.client=north"), {"north"}),
+        (
+            (
+                "split=by_client",
+                'split.test_clients=["east"]',
+                'split.validation_clients=["north"]',
+            ),
+            {"east", "north"},
+        ),
+    ],
+)
+def test_clients_that_are_held_out_are_no_part_of_the_federation(changes, held_out):
+    data = stays()
+    prepared = prepare(settings(*changes), data)
+    population = prepared.store.num_clients
+    assert population == 4 - len(held_out)
+    for part in prepared.parts:
+        assert part.client_names == prepared.parts.train.client_names
+        assert set(part.client_names[population:]) == held_out
+    assert prepared.store.client_names == part.client_names[:population]
+    assert prepared.parts.train.client.max() == population - 1
+    tested = {part.client_names[c] for c in prepared.parts.test.client}
+    assert tested <= held_out
+    assert build_sampling(settings(*changes), population).population == population
+    # Scaled by the average over the hospitals that trained.
+    scaler = prepared.preprocessing.scaler
+    age = scaler.mean["admission"][:, 3]
+    np.testing.assert_allclose(age[population:], age[:population].mean())
+
+
+def test_a_split_may_have_a_seed_of_its_own():
+    data = stays()
+    fixed = [prepare(settings(f"seed={s}", "split.seed=5"), data).split for s in (1, 2)]
+    np.testing.assert_array_equal(*fixed)
+    free = [prepare(settings(f"seed={s}"), data).split for s in (1, 5)]
+    assert (free[0] != free[1]).any()
+    np.testing.assert_array_equal(free[1], fixed[0])
+
+
+@pytest.mark.parametrize("split", ["by_client", "leave_one_out"])
+def test_what_clients_that_never_train_cannot_have_is_refused(split):
+    name = ["split.client=north"] if split == "leave_one_out" else []
+    with pytest.raises(ConfigError, match=r"partition: split .* partition=natural"):
+        settings(f"split={split}", *name, "partition=iid")
+    with pytest.raises(ConfigError, match="algorithm: clients that split"):
+        settings(f"split={split}", *name, "algorithm=ditto")
+    with pytest.raises(ConfigError, match="personal: clients that split"):
+        settings(f"split={split}", *name, "personal=head")
+
+
+def test_a_client_to_leave_out_is_named():
+    with pytest.raises(ConfigError, match=r"split\.client: names no client"):
+        settings("split=leave_one_out")
+
+
+def test_components_and_outliers_reach_the_data():
+    data = stays()
+    prepared = prepare(settings("pca.admission=2", "outliers.width=1"), data)
+    assert prepared.parts.test.feature_names["admission"] == ("pc1", "pc2")
+    assert prepared.preprocessing.fences is not None
+    with pytest.raises(ConfigError, match="pca: "):
+        settings("pca.admission=0")
