@@ -11,13 +11,18 @@ from fedjax_health.build.algorithm import (
 from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.plan import build_plan
 from fedjax_health.build.prepare import Prepared, prepare
-from fedjax_health.build.sources import build_dataset, data_files
+from fedjax_health.build.sources import (
+    build_dataset,
+    build_evaluation_dataset,
+    data_files,
+)
 
 __all__ = [
     "Built",
     "Prepared",
     "build",
     "build_dataset",
+    "build_evaluation_dataset",
     "build_loss",
     "build_mesh",
     "build_model",

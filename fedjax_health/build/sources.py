@@ -1,6 +1,9 @@
 """A configuration names where the data comes from; here it becomes a dataset."""
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -8,14 +11,16 @@ from fedjax_health import config
 from fedjax_health.build.custom import custom_entry
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.data import hospital_sim
-from fedjax_health.data.loaders import physionet2012
-from fedjax_health.data.loaders.tabular import ColumnRoles, load_table
-from fedjax_health.data.loaders.wustl import load_wustl
+from fedjax_health.data.loaders import physionet2012, tabular
+from fedjax_health.data.loaders.hospital_file import HOSPITAL_FILE_ROLES
+from fedjax_health.data.loaders.loaded import Loaded
+from fedjax_health.data.loaders.roles import ColumnRoles, Link
+from fedjax_health.data.loaders.wustl import WUSTL_ROLES, load_wustl
 from fedjax_health.data.schema import Dataset, check_dataset, select_modalities
 
 
 def build_dataset(settings: Config) -> Dataset:
-    """Loads or generates the data.
+    """Loads or generates the data that a detector is trained and tested on.
 
     Raises:
       DataError: if it cannot be used.
@@ -31,9 +36,7 @@ def build_dataset(settings: Config) -> Dataset:
             dataset = load_wustl(_path(data.path))
             return select_modalities(dataset, data.modalities)
         case config.Table():
-            fields = msgspec.structs.asdict(data)
-            path = _path(fields.pop("path"))
-            return load_table(path, ColumnRoles(**fields))
+            return tabular.load_table(_path(data.path), _roles(data))
         case config.Physionet2012():
             _path(data.path)
             return physionet2012.load_physionet2012(**msgspec.structs.asdict(data))
@@ -41,6 +44,55 @@ def build_dataset(settings: Config) -> Dataset:
             dataset = custom_entry(data, Dataset, path="data")
             check_dataset(dataset, source=data.target)
             return dataset
+    raise ConfigError(f"config: data: {data!r} is no kind of data")
+
+
+def build_evaluation_dataset(
+    settings: Config,
+    path: str | os.PathLike[str],
+    *,
+    feature_names: Mapping[str, Sequence[str]] | None = None,
+) -> Loaded:
+    """Loads other data of the kind and roles that a detector was trained on.
+
+    Labels may be absent, few or of one class; clients and categories may be new; a
+    modality or column whose values may be missing may be absent.
+
+    - hospital_sim: a file that ``fedjax-health generate`` wrote.
+    - table: a linked table is looked for under its name beside the new file, and taken
+      from where the configuration has it otherwise.
+    - custom: the function is called with ``path`` among its arguments.
+
+    Args:
+      settings: the configuration of the training.
+      path: the new file or folder.
+      feature_names: modality name -> columns in training, for roles such as "rest".
+
+    Returns:
+      (the rows, whether they have labels).
+
+    Raises:
+      DataError: if it cannot be used.
+      ConfigError: if the configuration does not name the data.
+    """
+    data, path = settings.data, os.fspath(path)
+    match data:
+        case config.HospitalSim():
+            loaded = tabular.read_table(path, HOSPITAL_FILE_ROLES)
+            return _select(loaded, data.modalities)
+        case config.Wustl():
+            return _select(tabular.read_table(path, WUSTL_ROLES), data.modalities)
+        case config.Table():
+            roles = _beside(_roles(data), path)
+            return tabular.read_table(path, roles, feature_names=feature_names)
+        case config.Physionet2012():
+            fields = {**msgspec.structs.asdict(data), "path": path, "outcomes": None}
+            return physionet2012.read_physionet2012(**fields)
+        case Custom(target=target, args=args):
+            entry = Custom(target=target, args={**args, "path": path})
+            dataset = custom_entry(entry, Dataset, path="data")
+            check_dataset(dataset, source=target, one_class=True)
+            return Loaded(dataset, True)
     raise ConfigError(f"config: data: {data!r} is no kind of data")
 
 
@@ -52,11 +104,44 @@ def data_files(settings: Config) -> tuple[Path, ...]:
     """
     data = settings.data
     match data:
-        case config.Table(path=path) | config.Wustl(path=path):
-            return (Path(_path(path)),)
+        case config.Wustl():
+            return (Path(_path(data.path)),)
+        case config.Table():
+            roles = _roles(data)
+            linked = (Path(link.path) for link in roles.links)
+            return (*tabular.find_tables(_path(data.path), roles), *linked)
         case config.Physionet2012():
             return physionet2012.files(_path(data.path), data.outcomes)
     return ()
+
+
+def _roles(data: config.Table) -> ColumnRoles:
+    fields: dict[str, Any] = msgspec.structs.asdict(data)
+    del fields["path"]
+    links = tuple(Link(**msgspec.structs.asdict(link)) for link in data.links)
+    return ColumnRoles(**{**fields, "links": links})
+
+
+def _beside(roles: ColumnRoles, path: str) -> ColumnRoles:
+    """Returns the roles with the linked tables that stand beside the new file."""
+    links = []
+    for link in roles.links:
+        for folder in (Path(path), Path(path).parent):
+            near = folder / Path(link.path).name
+            if os.path.isfile(near):
+                link = msgspec.structs.replace(link, path=str(near))
+                break
+        if os.path.exists(link.path):
+            links.append(link)
+    # A linked modality that is nowhere counts as not observed.
+    carried = {link.modality for link in links} | set(roles.modalities)
+    kept = tuple(name for name in roles.carried if name in carried)
+    return msgspec.structs.replace(roles, links=tuple(links), carried=kept)
+
+
+def _select(loaded: Loaded, modalities: Sequence[str]) -> Loaded:
+    dataset = select_modalities(loaded.dataset, tuple(modalities))
+    return loaded._replace(dataset=dataset)
 
 
 def _path(path: str) -> str:

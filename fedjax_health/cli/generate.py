@@ -4,19 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tomli_w
 
 from fedjax_health.config import ConfigError
-from fedjax_health.data.hospital_sim import META_COLUMNS, SimSettings, write
-from fedjax_health.data.hospital_sim.constants import (
-    ATTACK_NAMES,
-    EMR_FEATURES,
-    IOT_FEATURES,
-)
+from fedjax_health.data.hospital_sim import SimSettings, write
+from fedjax_health.data.hospital_sim.constants import EMR_FEATURES, IOT_FEATURES
+from fedjax_health.data.loaders.hospital_file import HOSPITAL_FILE_ROLES
 from fedjax_health.records import clear_errors, write_text
 
 SUFFIXES = (".csv", ".parquet")
-ROLES = ("client", "entity", "time")
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
@@ -76,15 +73,7 @@ def table_roles(path: Path) -> dict[str, Any]:
     Args:
       path: the file.
     """
-    return {
-        "kind": "table",
-        "path": str(path),
-        "label": "label",
-        "attack": "attack",
-        "normal": ATTACK_NAMES[0],
-        **{role: role for role in ROLES},
-        # The oracle knows how the data was made; ids would give the attacked away.
-        "drop": [*(name for name in META_COLUMNS if name not in ROLES), "oracle"],
-        "allow_missing": True,
-        "modalities": {"iot": list(IOT_FEATURES), "emr": list(EMR_FEATURES)},
-    }
+    roles = msgspec.to_builtins(HOSPITAL_FILE_ROLES)
+    # TOML has no null.
+    given = {name: value for name, value in roles.items() if value not in (None, [])}
+    return {"kind": "table", "path": str(path), **given}

@@ -6,8 +6,8 @@ names a function of your own by ``package.module:function``.
 
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import call_custom, import_target
-from fedjax_health.config.data import HospitalSim, Physionet2012, Table, Wustl
-from fedjax_health.config.detector import Bce, Gru, Mlp
+from fedjax_health.config.data import HospitalSim, Link, Physionet2012, Table, Wustl
+from fedjax_health.config.detector import Bce, Encoder, Focal, Fusion, Gru, Mlp
 from fedjax_health.config.federation import (
     Checkpoint,
     ClipL2,
@@ -70,22 +70,25 @@ __all__ = [
     "Custom",
     "DirichletLabels",
     "Ditto",
+    "Encoder",
     "EpisodeBlocks",
     "Evaluation",
     "Exponential",
     "FedAvg",
     "FedProx",
     "Fixed",
+    "Focal",
+    "Fusion",
     "Gru",
     "Head",
     "HospitalSim",
     "Identity",
     "Iid",
+    "LeaveOneOut",
+    "Link",
     "Local",
     "Mean",
     "Mlp",
-    "LeaveOneOut",
-    "Link",
     "Natural",
     "Norm",
     "Outliers",
@@ -98,10 +101,10 @@ __all__ = [
     "ServerSgd",
     "ServerYogi",
     "Sgd",
+    "Stratified",
     "Table",
     "WarmupCosine",
     "Window",
-    "Stratified",
     "Wustl",
     "call_custom",
     "config_hash",

@@ -7,6 +7,7 @@ import msgspec
 from fedjax_health.config.common import (
     AboveZero,
     Custom,
+    NonNegative,
     Positive,
     Record,
 )
@@ -57,26 +58,67 @@ class HospitalSim(Record, frozen=True, tag_field="kind", tag="hospital_sim"):
             raise ValueError(f"prevalence={self.prevalence}: must lie in (0, 0.5]")
 
 
-class Table(Record, frozen=True, tag_field="kind", tag="table"):
-    """Any CSV or Parquet file with column roles.
+class Link(Record, frozen=True):
+    """A further table whose rows belong to rows of the main one by key and time.
 
     Attributes:
       path: the file.
+      modality: the modality that its columns become; its values may be missing.
+      on: columns that tell what belongs together, of one name in both tables, or
+        {main column = "linked column"}.
+      time: column of the time in the linked table: each of its columns gives a row the
+        latest value that is not younger; without it there is one row for a key.
+      tolerance: age, in seconds where times are dates, beyond which a value is not
+        used any more; any age where it is left out.
+      time_format: strptime format of a time that is written as text.
+      columns: which columns, or "rest" for all but keys, time and drop.
+      drop: columns that are not used.
+      categorical: columns that hold categories.
+      delimiter: the character between the cells of a CSV.
+    """
+
+    path: str = ""
+    modality: str = "linked"
+    on: tuple[str, ...] | dict[str, str] = ()
+    time: str | None = None
+    tolerance: NonNegative | None = None
+    time_format: str | None = None
+    columns: tuple[str, ...] | Literal["rest"] = "rest"
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+
+
+class Table(Record, frozen=True, tag_field="kind", tag="table"):
+    """Any CSV or Parquet file with column roles, or several of one form.
+
+    Attributes:
+      path: the file, a folder of such files, or a pattern such as ward_*.csv.
       label: column of the label.
       positive: label values that count as an attack; where it is empty the column
         holds 0 and 1.
       attack: column with the type of attack.
       normal: value of the attack column that means no attack.
-      client: column that names the client of a row.
+      client: column that names the client of a row; where it is left out there is
+        one client, or one for each of several files.
       entity: column that names the stream of a row inside its client.
+      patient: column that names the person, the same in the whole data.
       time: column that orders the rows of an entity.
       time_format: strptime format of a time that is written as text; inferred where
         it is left out.
+      step_seconds: seconds from one row of an entity to the next; the median where
+        times are dates and it is left out.
+      target: what a label belongs to, each "row" or the whole "entity".
       drop: columns that are not used: identifiers, counters, anything that gives the
         label away.
       modalities: modality name -> its columns; "rest" stands for all that have no
         other role.
+      categorical: columns of the modalities that hold categories, not numbers.
       allow_missing: whether empty cells in feature columns are allowed.
+      carried: modalities whose models see the last observed value in place of a gap.
+      links: further tables, each of which gives one more modality.
+      files: what several files are where no column names the client, one client each
+        ("clients") or parts of one table ("rows").
       delimiter: the character between the cells of a CSV.
     """
 
@@ -87,13 +129,20 @@ class Table(Record, frozen=True, tag_field="kind", tag="table"):
     normal: str = "normal"
     client: str | None = None
     entity: str | None = None
+    patient: str | None = None
     time: str | None = None
     time_format: str | None = None
+    step_seconds: AboveZero | None = None
+    target: Literal["row", "entity"] = "row"
     drop: tuple[str, ...] = ()
     modalities: dict[str, tuple[str, ...] | Literal["rest"]] = msgspec.field(
         default_factory=lambda: {"features": "rest"}
     )
+    categorical: tuple[str, ...] = ()
     allow_missing: bool = False
+    carried: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
+    files: Literal["clients", "rows"] = "clients"
     delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
 
 

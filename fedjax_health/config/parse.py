@@ -174,16 +174,18 @@ def _check_complete(record: Any, path: str):
             check_target(record.target, path)
         case HospitalSim():
             simulation_settings(record, path=path)
+        case Link(path=""):
+            raise ConfigError(f"config: {path}.path: names no file: give one")
         case Table(path="") | Wustl(path="") | Physionet2012(path=""):
             raise ConfigError(
                 f"config: {path}.path: names no file: add --set {path}.path=FILE"
             )
-    if isinstance(record, Record):
-        for name in record.__struct_fields__:
         case LeaveOneOut(client=""):
             raise ConfigError(
                 f"config: {path}.client: names no client: add --set {path}.client=NAME"
             )
+    if isinstance(record, Record):
+        for name in record.__struct_fields__:
             _check_complete(getattr(record, name), f"{path}.{name}".lstrip("."))
     elif isinstance(record, tuple):
         for index, item in enumerate(record):

@@ -166,7 +166,9 @@ def segment_ids(dataset: Dataset) -> np.ndarray:
     return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
 
 
-def check_dataset(dataset: Dataset, *, source: str = "the data"):
+def check_dataset(
+    dataset: Dataset, *, source: str = "the data", one_class: bool = False
+):
     """Refuses a dataset that does not keep to what ``Dataset`` says of its fields.
 
     Loaders of this package need no such check; data from elsewhere does.
@@ -174,6 +176,7 @@ def check_dataset(dataset: Dataset, *, source: str = "the data"):
     Args:
       dataset: the rows.
       source: what error messages call it.
+      one_class: whether all labels may be the same, as in data to score.
 
     Raises:
       DataError: with the field and the row.
@@ -197,7 +200,7 @@ def check_dataset(dataset: Dataset, *, source: str = "the data"):
     if dataset.patient is not None:
         _check_column("patient", np.int64, dataset.patient, rows, source)
     _refuse_rows(~np.isin(dataset.label, (0, 1)), source, "label is not 0 or 1")
-    if dataset.label.min() == dataset.label.max():
+    if not one_class and dataset.label.min() == dataset.label.max():
         raise DataError(f"{source}: every label is {dataset.label[0]:g}: give both")
     if not dataset.attack_names or dataset.attack_names[0] != "normal":
         raise DataError(f'{source}: attack_names must begin with "normal"')

@@ -66,7 +66,8 @@ def test_every_column_of_the_file_has_one_role(tmp_path):
     from fedjax_health.data.hospital_sim import META_COLUMNS
 
     roles = table_roles(tmp_path / "x.csv")
-    columns = [roles[role] for role in ("label", "attack", "client", "entity", "time")]
+    single = ("label", "attack", "client", "entity", "patient", "time")
+    columns = [roles[role] for role in single]
     columns += roles["drop"] + roles["modalities"]["iot"] + roles["modalities"]["emr"]
     assert len(set(columns)) == len(columns)
     assert set(META_COLUMNS) < set(columns)

@@ -44,6 +44,13 @@ def sort_names(names: Iterable[str]) -> list[str]:
         return sorted(distinct)
 
 
+def index_names(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns (sorted distinct names, int64 ``[len(names)]`` index into them)."""
+    ordered = sort_names(names)
+    index = {name: position for position, name in enumerate(ordered)}
+    return tuple(ordered), np.asarray([index[name] for name in names], np.int64)
+
+
 def distinct(series: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Returns (codes [rows], -1 for a null; texts of the codes)."""
     codes, values = pd.factorize(series)
@@ -191,8 +198,8 @@ def read_attack(
 
 def read_times(
     series: pd.Series, place: Place, *, time_format: str | None = None
-) -> np.ndarray:
-    """Returns numbers as they are and dates as seconds since 1970 UTC, float64.
+) -> tuple[np.ndarray, bool]:
+    """Reads a column of times.
 
     Args:
       series: the column.
@@ -200,11 +207,15 @@ def read_times(
       time_format: strptime format of a time that is written as text; inferred where
         it is None.
 
+    Returns:
+      (float64 [rows], numbers as they are and dates as seconds since 1970 UTC; whether
+      they are dates).
+
     Raises:
       DataError: for a cell that is no time.
     """
     column = str(series.name)
-    values = _times(series, time_format)
+    values, dated = _times(series, time_format)
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(np.argmax(bad))
@@ -213,12 +224,12 @@ def read_times(
             f"{place.cell(row, column)}: {_shown(series.iloc[row])} is not {expected}; "
             "correct it, give time_format, or leave time out to use the file's order"
         )
-    return values
+    return values, dated
 
 
-def _times(series: pd.Series, time_format: str | None) -> np.ndarray:
+def _times(series: pd.Series, time_format: str | None) -> tuple[np.ndarray, bool]:
     if time_format is None and pd.api.types.is_numeric_dtype(series.dtype):
-        return series.to_numpy(np.float64, na_value=np.nan)
+        return series.to_numpy(np.float64, na_value=np.nan), False
     if not pd.api.types.is_datetime64_any_dtype(series.dtype):
         texts = as_texts(series)
         if time_format is None:
@@ -226,7 +237,7 @@ def _times(series: pd.Series, time_format: str | None) -> np.ndarray:
             # A clock time without a date would be read as today's.
             clock = texts.str.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
             if np.isfinite(numbers).mean() >= 0.5 or clock.any():
-                return numbers
+                return numbers, False
         series = texts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -234,7 +245,7 @@ def _times(series: pd.Series, time_format: str | None) -> np.ndarray:
             pd.Index(series), errors="coerce", utc=True, format=time_format
         )
     seconds = (dates - _EPOCH) / pd.Timedelta(seconds=1)
-    return np.asarray(seconds, np.float64)
+    return np.asarray(seconds, np.float64), True
 
 
 def as_texts(series: pd.Series) -> pd.Series:

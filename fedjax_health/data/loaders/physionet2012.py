@@ -26,21 +26,17 @@ from fedjax_health.data.loaders.gridding import (
     grid_observations,
     implausible,
 )
+from fedjax_health.data.loaders.loaded import Loaded, trainable
 from fedjax_health.data.loaders.reading import (
     Place,
     check_file,
     first_line,
     gunzip,
+    list_folder,
     open_table,
     require_columns,
 )
-from fedjax_health.data.loaders.stays import (
-    Loaded,
-    Series,
-    Static,
-    stays_dataset,
-    trainable,
-)
+from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
 from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
 HOURS = 48
@@ -250,14 +246,18 @@ def find_files(
       DataError: if one of them is missing or there are several.
     """
     place = Path(path)
-    if place.is_dir() and not any(place.glob("[0-9]*.txt")):
+    is_folder = os.path.isdir(place)
+    if is_folder and not any(
+        re.match(r"\d.*\.txt", f.name) for f in list_folder(place)
+    ):
         place = _only_set(place)
-    if not place.is_dir():
+        is_folder = place.is_dir()
+    if not is_folder:
         check_file(place, wanted="set-a.tar.gz or its folder")
     if outcomes is not None:
         return place, check_file(outcomes, wanted="a file such as Outcomes-a.txt")
     named = _ARCHIVE.fullmatch(place.resolve().name)
-    folders = [place, place.parent] if place.is_dir() else [place.parent]
+    folders = [place, place.parent] if is_folder else [place.parent]
     pattern = f"Outcomes-{named[1]}.txt" if named else "Outcomes-*.txt"
     found = [file for folder in folders for file in sorted(folder.glob(pattern))]
     if len(found) == 1:
@@ -279,7 +279,7 @@ def files(
 
 def _only_set(folder: Path) -> Path:
     sets: dict[str, Path] = {}
-    for entry in sorted(folder.iterdir()):
+    for entry in list_folder(folder):
         named = _ARCHIVE.fullmatch(entry.name)
         if not named or not (named[2] or entry.is_dir()):
             continue
@@ -320,7 +320,7 @@ def _clean(text: bytes, name: str, stays: Path) -> bytes:
 
 
 def _folder_members(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for file in sorted(folder.iterdir()):
+    for file in list_folder(folder):
         if file.suffix != ".txt":
             continue
         check_file(file, wanted="a stay")

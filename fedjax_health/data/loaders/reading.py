@@ -97,6 +97,19 @@ def check_file(path: str | os.PathLike[str], *, wanted: str) -> Path:
     return file
 
 
+def list_folder(path: str | os.PathLike[str]) -> list[Path]:
+    """Returns what a folder holds, sorted by name, without hidden files.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    try:
+        found = sorted(Path(path).iterdir())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    return [entry for entry in found if not entry.name.startswith(".")]
+
+
 def open_table(path: str | os.PathLike[str], *, delimiter: str = ",") -> Source:
     """Opens a CSV, gzipped CSV or Parquet file; its body is read later.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_health.data.loaders.cells import sort_names
+from fedjax_health.data.loaders.cells import index_names
 from fedjax_health.data.schema import DataError, Dataset
 
 
@@ -33,18 +33,6 @@ class Static(NamedTuple):
     names: tuple[str, ...]
     values: np.ndarray
     categories: Mapping[str, tuple[str, ...]] = {}
-
-
-class Loaded(NamedTuple):
-    """What a file holds, whether or not a detector could be trained on it.
-
-    Attributes:
-      dataset: the rows; their labels are all 0 where there are none.
-      has_labels: whether the labels mean anything.
-    """
-
-    dataset: Dataset
-    has_labels: bool
 
 
 def stays_dataset(
@@ -120,31 +108,3 @@ def stays_dataset(
         entity_names=entity_names,
         step_seconds=float(bin_seconds) if lengths else None,
     )
-
-
-def index_names(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns (sorted distinct names, int64 ``[len(names)]`` index into them)."""
-    ordered = sort_names(names)
-    index = {name: position for position, name in enumerate(ordered)}
-    return tuple(ordered), np.asarray([index[name] for name in names], np.int64)
-
-
-def trainable(loaded: Loaded, source: str) -> Dataset:
-    """Returns the dataset, refusing what no detector can be trained on.
-
-    Args:
-      loaded: what a file holds.
-      source: what error messages call it.
-
-    Raises:
-      DataError: without labels, or with labels of one class.
-    """
-    dataset, has_labels = loaded
-    if not has_labels:
-        raise DataError(f"{source} has no labels; a detector needs them to be trained")
-    if dataset.label.min() == dataset.label.max():
-        kind = "positive" if dataset.label[0] else "negative"
-        raise DataError(
-            f"{source}: the labels are of one class, all {kind}; a detector needs both"
-        )
-    return dataset

@@ -1,185 +1,129 @@
 """Any CSV (plain or gzipped) or Parquet table, read by the roles of its columns.
 
-``ColumnRoles`` says what each column means; ``load_table`` checks the file against
-it and returns a ``Dataset``. What cannot be used is refused with one line that names
-the place in the file and what to do.
+``ColumnRoles`` says what each column means; ``load_table`` checks the file, or several
+of one form, against it and returns a ``Dataset``. What cannot be used is refused with
+one line that names the place in the file and what to do.
 """
 
-import csv
-import difflib
-import gzip
-import io
+import glob
 import os
-import stat
 import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pa_parquet
 
-from fedjax_health.data.schema import DataError, Dataset
-
-REST = "rest"
-# pyarrow's own list of cells that stand for "no value", in lower case.
-_MISSING = ("", "#n/a", "#n/a n/a", "#na", "-nan", "n/a", "na", "nan", "null", "none")
-_MISSING_SPELLINGS = sorted(
-    {spelling for text in _MISSING for spelling in (text, text.upper())}
-    | {"NaN", "-NaN", "Null", "None"}
+from fedjax_health.data.loaders.cells import (
+    as_float32,
+    distinct,
+    index_names,
+    is_missing,
+    read_attack,
+    read_categories,
+    read_label,
+    read_names,
+    read_numbers,
+    read_times,
+    refuse_one_class,
 )
-_EPOCH = pd.Timestamp(0, tz="UTC")
+from fedjax_health.data.loaders.links import join_link
+from fedjax_health.data.loaders.loaded import Loaded
+from fedjax_health.data.loaders.reading import (
+    Place,
+    Source,
+    list_folder,
+    open_table,
+    record_number,
+    refuse_duplicates,
+    shorten,
+    suggest,
+)
+from fedjax_health.data.loaders.roles import (
+    REST,
+    ColumnRoles,
+    Link,
+    key_columns,
+    named_columns,
+)
+from fedjax_health.data.loaders.units import warn_of_unit_changes
+from fedjax_health.data.schema import DataError, Dataset, DataWarning, segment_ids
+
+__all__ = [
+    "ColumnRoles",
+    "Link",
+    "dataset_from_frame",
+    "find_tables",
+    "load_table",
+    "read_table",
+]
+
+ENDINGS = (".csv", ".csv.gz", ".parquet", ".pq")
+FeatureNames = Mapping[str, Sequence[str]]
 
 
-def _default_modalities() -> dict[str, tuple[str, ...] | Literal["rest"]]:
-    return {"features": REST}
-
-
-class ColumnRoles(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
-    """What the columns of a table mean.
+class _Table(NamedTuple):
+    """A table, or several files as one, in memory.
 
     Attributes:
-      label: column of the label.
-      positive: values of the label that are positive, all others being negative;
-        empty for a label that is written as 0 and 1 (or false and true).
-      attack: column of the attack type, or None.
-      normal: the value of the attack column that stands for no attack.
-      client: column that names the client, or None for a single client.
-      entity: column that names the stream (device, patient) inside its client, or
-        None where all rows of a client are one stream.
-      time: column of the time, numbers or dates, or None for the order of the file.
-      time_format: strptime format of a time that is written as text, or None to
-        let pandas infer it.
-      drop: columns that must not be used, such as identifiers.
-      modalities: name -> numeric columns, or "rest" for all columns without a role.
-      allow_missing: whether a feature may be empty (it is then NaN, not observed);
-        all modalities are then masked ones.
-      delimiter: the character between the cells of a CSV.
-
-    Raises:
-      DataError: if the roles contradict each other.
+      columns: column -> its cells.
+      num_rows: rows.
+      place: where its cells stand.
+      file: int64 ``[rows]``, which file a row comes from, or None for one file.
+      stems: names of the files.
     """
 
-    label: str
-    positive: tuple[bool | int | float | str, ...] = ()
-    attack: str | None = None
-    normal: str = "normal"
-    client: str | None = None
-    entity: str | None = None
-    time: str | None = None
-    time_format: str | None = None
-    drop: tuple[str, ...] = ()
-    modalities: dict[str, tuple[str, ...] | Literal["rest"]] = msgspec.field(
-        default_factory=_default_modalities
-    )
-    allow_missing: bool = False
-    delimiter: str = ","
-
-    def __post_init__(self):
-        if isinstance(self.drop, str):
-            raise DataError(f"drop is {self.drop!r}; give a list of columns")
-        if isinstance(self.positive, str):
-            raise DataError(f"positive is {self.positive!r}; give a list of values")
-        if len(self.delimiter) != 1:
-            raise DataError(f"delimiter is {self.delimiter!r}; give one character")
-        if not self.modalities:
-            raise DataError(
-                'modalities is empty; name at least one, e.g. {features = "rest"}'
-            )
-        for name, columns in self.modalities.items():
-            if isinstance(columns, str) and columns != REST:
-                raise DataError(
-                    f"modalities.{name} is {columns!r}; give a list of columns or "
-                    '"rest"'
-                )
-            if not columns:
-                raise DataError(f"modalities.{name} has no column; name one or drop it")
-        if list(self.modalities.values()).count(REST) > 1:
-            raise DataError(
-                'only one modality can be "rest"; list the columns of the others'
-            )
-        named: dict[str, str] = {}
-        for role, column in _named_columns(self):
-            if column in named:
-                raise DataError(
-                    f"column {column!r} has two roles, {named[column]} and {role}; "
-                    "keep one"
-                )
-            named[column] = role
-
-
-def _named_columns(roles: ColumnRoles) -> Iterator[tuple[str, str]]:
-    """Yields (role, column) of every column that the roles name."""
-    for role in ("label", "attack", "client", "entity", "time"):
-        column = getattr(roles, role)
-        if column is not None:
-            yield role, column
-    for column in roles.drop:
-        yield "drop", column
-    for name, columns in roles.modalities.items():
-        if columns != REST:
-            for column in columns:
-                yield f"modalities.{name}", column
-
-
-class _Source(NamedTuple):
-    """An opened table: names known, body not yet read."""
-
-    columns: tuple[str, ...]
-    read: Callable[[Sequence[str]], pd.DataFrame]
-    locate: Callable[[int], str]
+    columns: dict[str, pd.Series]
+    num_rows: int
+    place: Place
+    file: np.ndarray | None
+    stems: tuple[str, ...]
 
 
 def load_table(path: str | os.PathLike[str], roles: ColumnRoles) -> Dataset:
-    """Loads a CSV, gzipped CSV or Parquet file.
+    """Loads a CSV, gzipped CSV or Parquet file, or several of one form.
 
     The kind is told from the content, so that a wrong file name does no harm. The
     header is checked against the roles before the body is read; of a Parquet file
     only the columns with a role are read.
 
     Args:
-      path: the file.
-      roles: what its columns mean.
+      path: the file, a folder with such files, or a pattern such as ``ward_*.csv``.
+      roles: what the columns mean.
 
     Returns:
       The rows sorted by client, entity and time; rows of equal time keep their order
       in the file. Clients are sorted by name, numbers as numbers.
 
     Raises:
-      DataError: if the file cannot be read or does not fit the roles.
+      DataError: if a file cannot be read or does not fit the roles.
     """
-    file = Path(path)
-    source = _open(file, roles)
-    modalities = _resolve(source.columns, roles, source=str(file))
-    wanted = [
-        column
-        for column in (
-            roles.label,
-            roles.attack,
-            roles.client,
-            roles.entity,
-            roles.time,
-        )
-        if column is not None
-    ]
-    wanted += [column for columns in modalities.values() for column in columns]
-    frame = source.read(wanted)
-    return _build(
-        _columns(frame),
-        len(frame),
-        roles,
-        modalities,
-        source=str(file),
-        locate=source.locate,
-    )
+    return _load(path, roles, None, strict=True).dataset
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    roles: ColumnRoles,
+    *,
+    feature_names: FeatureNames | None = None,
+) -> Loaded:
+    """Loads rows to score with a detector that was trained on others.
+
+    As ``load_table``, but the label column may be absent or empty or hold one class,
+    the columns of ``drop`` and of the attack type may be absent, and a column of a
+    modality with missing values that the file lacks counts as not observed.
+
+    Args:
+      path: as in ``load_table``.
+      roles: what the columns meant in training.
+      feature_names: modality name -> its columns in training, which a "rest" then
+        stands for; what else the file has is not used.
+
+    Raises:
+      DataError: if a file cannot be read or does not fit the roles.
+    """
+    return _load(path, roles, feature_names, strict=False)
 
 
 def dataset_from_frame(
@@ -196,278 +140,247 @@ def dataset_from_frame(
       DataError: as ``load_table``; rows are counted from 1.
     """
     columns = tuple(str(name) for name in frame.columns)
-    _refuse_duplicates(columns, source=source)
+    refuse_duplicates(columns, source=source)
     frame = frame.set_axis(columns, axis="columns").reset_index(drop=True)
-    modalities = _resolve(columns, roles, source=source)
-    return _build(
-        _columns(frame),
-        len(frame),
-        roles,
-        modalities,
-        source=source,
-        locate=_record_number,
+    modalities = _resolve(columns, roles, None, source=source, strict=True)
+    table = _Table(
+        _columns(frame), len(frame), Place(source, record_number), None, ("all",)
     )
+    return _build(table, roles, modalities, None, strict=True).dataset
+
+
+def find_tables(path: str | os.PathLike[str], roles: ColumnRoles) -> tuple[Path, ...]:
+    """Returns the files that a path stands for, sorted by name.
+
+    Args:
+      path: a file, a folder or a pattern.
+      roles: whose linked tables are left out.
+
+    Raises:
+      DataError: if a folder or pattern holds no table.
+    """
+    place = Path(path)
+    linked = {os.path.abspath(link.path) for link in roles.links}
+    # Not the methods of Path, which raise for what cannot be looked at.
+    if os.path.isdir(place):
+        found = [file for file in list_folder(place) if is_table(file)]
+        found = [file for file in found if os.path.abspath(file) not in linked]
+        if not found:
+            raise DataError(
+                f"{place} is a folder without tables; give a CSV or Parquet file, or a "
+                f"folder of files named {', '.join(ENDINGS)}"
+            )
+        return tuple(found)
+    if any(sign in str(path) for sign in "*?[") and not os.path.exists(place):
+        found = sorted(Path(name) for name in glob.glob(str(path)))
+        found = [file for file in found if os.path.abspath(file) not in linked]
+        if not found:
+            raise DataError(f"no file is named like {path}; check the pattern")
+        return tuple(found)
+    return (place,)
+
+
+def is_table(file: Path) -> bool:
+    """Returns whether a file is named like a table."""
+    return file.name.lower().endswith(ENDINGS) and file.is_file()
+
+
+def _stem(file: Path) -> str:
+    for ending in sorted(ENDINGS, key=len, reverse=True):
+        if file.name.lower().endswith(ending):
+            return file.name[: -len(ending)]
+    return file.stem
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, pd.Series]:
     return {str(name): values for name, values in frame.items()}
 
 
-def _record_number(row: int) -> str:
-    return f"row {row + 1}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _open(file: Path, roles: ColumnRoles) -> _Source:
-    try:
-        status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise DataError(f"{file} is a folder; give a CSV or Parquet file")
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{file} is no regular file; give a CSV or Parquet file")
-        if status.st_size == 0:
-            raise DataError(f"{file} is empty")
-        with file.open("rb") as stream:
-            head = stream.read(4096)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        where = "" if file.is_absolute() else f" in the current folder {Path.cwd()}"
-        raise DataError(f"{file} does not exist{where}; check the path") from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        # A name that no file can have, such as one with a null character.
-        raise DataError(f"{str(file)!r} cannot be read: {error}") from None
-    if head.startswith(b"PAR1") or file.suffix.lower() in (".parquet", ".pq"):
-        return _open_parquet(file)
-    if head.startswith(b"\x1f\x8b"):
-        return _open_csv(file, _gunzip(file), roles)
-    if file.suffix.lower() == ".gz":
-        raise DataError(f"{file} is named .gz but is not gzipped; rename or fetch it")
-    return _open_csv(file, pa.memory_map(str(file)).read_buffer(), roles)
-
-
-def _gunzip(file: Path) -> pa.Buffer:
-    try:
-        with gzip.open(file, "rb") as stream:
-            return pa.py_buffer(stream.read())
-    except (EOFError, zlib.error, OSError) as error:
-        raise DataError(
-            f"{file} is a truncated or corrupt gzip file ({_first_line(error)}); "
-            "fetch it again"
-        ) from None
-
-
-def _open_parquet(file: Path) -> _Source:
-    def broken(error: Exception) -> DataError:
-        return DataError(
-            f"{file} is a truncated or corrupt Parquet file ({_first_line(error)}); "
-            "fetch it again"
+def _load(
+    path: str | os.PathLike[str],
+    roles: ColumnRoles,
+    feature_names: FeatureNames | None,
+    *,
+    strict: bool,
+) -> Loaded:
+    files = find_tables(path, roles)
+    sources = [open_table(file, delimiter=roles.delimiter) for file in files]
+    found = [
+        _resolve(
+            source.columns, roles, feature_names, source=source.name, strict=strict
         )
-
-    try:
-        # Without a mapping, a truncated file is an error instead of a bus fault.
-        parquet = pa_parquet.ParquetFile(str(file), memory_map=False)
-        columns = tuple(parquet.schema_arrow.names)
-        num_rows = parquet.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise broken(error) from None
-    _refuse_duplicates(columns, source=str(file))
-    if num_rows == 0:
-        raise DataError(f"{file} has columns but no rows")
-
-    def read(wanted: Sequence[str]) -> pd.DataFrame:
-        try:
-            table = parquet.read(columns=list(wanted))
-        except (pa.ArrowException, OSError) as error:
-            raise broken(error) from None
-        return table.to_pandas(
-            split_blocks=True, self_destruct=True, ignore_metadata=True
-        )
-
-    return _Source(columns, read, _record_number)
+        for source in sources
+    ]
+    for source, modalities in zip(sources, found, strict=True):
+        if any(set(names) != set(found[0][m]) for m, names in modalities.items()):
+            own = {name for names in modalities.values() for name in names}
+            first = {name for names in found[0].values() for name in names}
+            raise DataError(
+                f"{source.name} has other columns than {sources[0].name}: "
+                f"{shorten(sorted(own ^ first))}"
+            )
+    table = _read(path, files, sources, roles, found[0])
+    return _build(table, roles, found[0], feature_names, strict=strict)
 
 
-def _records(
-    file: Path, buffer: pa.Buffer, delimiter: str
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line from 1, cells) of each record that is not blank."""
-    # pyarrow's rules, read record by record: for the header and for error messages.
-    text = io.TextIOWrapper(
-        io.BufferedReader(pa.BufferReader(buffer)),
-        encoding="utf-8-sig",
-        newline="",
-    )
-    reader = csv.reader(text, delimiter=delimiter)
-    line = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield line, cells
-            line = reader.line_num + 1
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{file}, near line {line}: not UTF-8 text; save it as a UTF-8 CSV"
-        ) from None
-    except csv.Error as error:
-        raise DataError(f"{file}, line {line}: broken CSV ({error})") from None
-
-
-def _open_csv(file: Path, buffer: pa.Buffer, roles: ColumnRoles) -> _Source:
-    if buffer.size == 0:
-        raise DataError(f"{file} is empty")
-    if b"\0" in buffer.slice(0, min(4096, buffer.size)).to_pybytes():
-        raise DataError(
-            f"{file} is neither text nor Parquet; save it as a UTF-8 CSV or as Parquet"
-        )
-    records = _records(file, buffer, roles.delimiter)
-    header = next(records, None)
-    if header is None:
-        raise DataError(f"{file} is empty")
-    columns = tuple(header[1])
-    _refuse_duplicates(columns, source=str(file))
-    if next(records, None) is None:
-        raise DataError(f"{file} has a header but no rows")
+def _read(
+    path: str | os.PathLike[str],
+    files: tuple[Path, ...],
+    sources: list[Source],
+    roles: ColumnRoles,
+    modalities: dict[str, tuple[str, ...]],
+) -> _Table:
+    single = [column for role, column in named_columns(roles) if _is_one(role)]
+    wanted = [*single, *key_columns(roles)]
+    wanted += [column for columns in modalities.values() for column in columns]
+    # Names are never numbers: hospital 007 is not hospital 7.
+    text = {column for column in single if column != roles.time}
+    text |= {*key_columns(roles), *roles.categorical}
+    if roles.time is not None and roles.time_format is not None:
+        text.add(roles.time)
+    frames = []
+    for source in sources:
+        held = [name for name in dict.fromkeys(wanted) if name in source.columns]
+        frames.append(source.read(held, [name for name in held if name in text]))
+    stems = tuple(_stem(file) for file in files)
+    if len(files) == 1:
+        place = Place(sources[0].name, sources[0].locate)
+        return _Table(_columns(frames[0]), len(frames[0]), place, None, stems)
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise DataError(f"{path}: two files are named {stem!r}; rename one")
+    sizes = [len(frame) for frame in frames]
+    starts = np.cumsum([0, *sizes])
 
     def locate(row: int) -> str:
-        # Counted again only for a message: blank lines and quoted line breaks
-        # make the line differ from the row.
-        for index, (line, _) in enumerate(_records(file, buffer, roles.delimiter)):
-            if index == row + 1:
-                return f"line {line}"
-        return f"row {row + 1}"
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        place = sources[number].locate(row - int(starts[number]))
+        return f"{files[number].name}, {place}"
 
-    def explain(error: Exception) -> DataError:
-        for line, cells in _records(file, buffer, roles.delimiter):
-            if len(cells) != len(columns):
-                return DataError(
-                    f"{file}, line {line}: {len(cells)} cells where the header has "
-                    f"{len(columns)}; the row is cut off or badly quoted"
-                )
-        return DataError(f"{file} is no valid CSV ({_first_line(error)})")
-
-    def read(wanted: Sequence[str]) -> pd.DataFrame:
-        # Names are never numbers: hospital 007 is not hospital 7.
-        text = [roles.label, roles.attack, roles.client, roles.entity]
-        if roles.time_format is not None:
-            text.append(roles.time)
-        try:
-            table = pa_csv.read_csv(
-                pa.BufferReader(buffer),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=roles.delimiter, newlines_in_values=True
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    include_columns=list(wanted),
-                    column_types={name: pa.string() for name in text if name},
-                    null_values=_MISSING_SPELLINGS,
-                    strings_can_be_null=False,
-                ),
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise explain(error) from None
-        return table.to_pandas(split_blocks=True, self_destruct=True)
-
-    return _Source(columns, read, locate)
+    frame = pd.concat(frames, ignore_index=True)
+    return _Table(
+        _columns(frame),
+        len(frame),
+        Place(str(path), locate),
+        np.repeat(np.arange(len(files)), sizes),
+        stems,
+    )
 
 
-def _refuse_duplicates(columns: Sequence[str], *, source: str) -> None:
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{source} has two columns named {twice[0]!r}; rename or remove one"
-        )
+def _is_one(role: str) -> bool:
+    return role != "drop" and not role.startswith("modalities.")
 
 
 def _resolve(
-    columns: Sequence[str], roles: ColumnRoles, *, source: str
+    columns: Sequence[str],
+    roles: ColumnRoles,
+    feature_names: FeatureNames | None,
+    *,
+    source: str,
+    strict: bool,
 ) -> dict[str, tuple[str, ...]]:
     """Returns the columns of each modality; refuses roles that the table lacks."""
     known = set(columns)
-    taken = set()
-    for role, column in _named_columns(roles):
+    taken = set(key_columns(roles))
+    required = [("links.on", key) for key in key_columns(roles)]
+    for role, column in named_columns(roles):
+        taken.add(column)
+        optional = role in ("label", "attack", "drop") or (
+            roles.allow_missing and role.startswith("modalities.")
+        )
+        if strict or not optional:
+            required.append((role, column))
+    for role, column in required:
         if column not in known:
             raise DataError(
                 f"{source} has no column {column!r} ({role})"
-                f"{_suggest(column, columns)}; columns: {_shorten(columns)}"
+                f"{suggest(column, columns)}; columns: {shorten(columns)}"
             )
-        taken.add(column)
     rest = tuple(column for column in columns if column not in taken)
     modalities: dict[str, tuple[str, ...]] = {}
     for name, named in roles.modalities.items():
-        modalities[name] = rest if named == REST else tuple(named)
+        modalities[name] = tuple(named)
+        if named == REST:
+            modalities[name] = rest
+            if feature_names is not None and name in feature_names:
+                modalities[name] = tuple(feature_names[name])
+                _refuse_absent(modalities[name], columns, roles, source, name)
         if not modalities[name]:
             raise DataError(
                 f"{source}: no column is left for modalities.{name}; "
-                f"columns: {_shorten(columns)}"
+                f"columns: {shorten(columns)}"
+            )
+    features = {name for names in modalities.values() for name in names}
+    for column in roles.categorical:
+        if column not in features:
+            raise DataError(
+                f"{source} has no column {column!r} (categorical) in any modality"
+                f"{suggest(column, sorted(features))}"
             )
     return modalities
 
 
-def _suggest(name: str, names: Sequence[str]) -> str:
-    folded = {other.strip().casefold(): other for other in reversed(names)}
-    near = difflib.get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.5)
-    return f", did you mean {folded[near[0]]!r}?" if near else ""
-
-
-def _shorten(names: Sequence[str], *, limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    hidden = len(names) - limit
-    return shown if hidden <= 0 else f"{shown} and {hidden} more"
-
-
-class _Place(NamedTuple):
-    """Where an error message says that a cell stands."""
-
-    source: str
-    locate: Callable[[int], str]
-
-    def cell(self, row: int, column: str) -> str:
-        return f"{self.source}, {self.locate(int(row))}, column {column!r}"
+def _refuse_absent(
+    names: Sequence[str],
+    columns: Sequence[str],
+    roles: ColumnRoles,
+    source: str,
+    modality: str,
+) -> None:
+    if roles.allow_missing:
+        return
+    for name in names:
+        if name not in columns:
+            raise DataError(
+                f"{source} has no column {name!r} (modalities.{modality} in training)"
+                f"{suggest(name, columns)}; columns: {shorten(columns)}"
+            )
 
 
 def _build(
-    frame: Mapping[str, pd.Series],
-    num_rows: int,
+    table: _Table,
     roles: ColumnRoles,
     modalities: dict[str, tuple[str, ...]],
+    feature_names: FeatureNames | None,
     *,
-    source: str,
-    locate: Callable[[int], str],
-) -> Dataset:
-    place = _Place(source, locate)
+    strict: bool,
+) -> Loaded:
+    place, num_rows = table.place, table.num_rows
     if num_rows == 0:
-        raise DataError(f"{source} has no rows")
-    label = _label(frame[roles.label], roles, place)
-    if roles.attack is None:
-        attack, attack_names = label.astype(np.int32), ("normal", "attack")
-    else:
-        attack, attack_names = _attack(frame[roles.attack], label, roles, place)
-    client, client_names = np.zeros(num_rows, np.int32), ("all",)
-    if roles.client is not None:
-        codes, client_names = _categories(frame[roles.client], place)
-        client = codes.astype(np.int32)
-    entity = np.zeros(num_rows, np.int64)
-    if roles.entity is not None:
-        entity, _ = _categories(frame[roles.entity], place)
-    time = np.arange(num_rows, dtype=np.float64)
+        raise DataError(f"{place.source} has no rows")
+    label, attack, attack_names, has_labels = _labels(table, roles, strict=strict)
+    client, client_names = _clients(table, roles)
+    entity, entity_names = _entities(table, roles)
+    time, dated = np.arange(num_rows, dtype=np.float64), False
     if roles.time is not None:
-        time = _time(frame[roles.time], roles.time_format, place)
-    features = {
-        name: _features(
-            frame, num_rows, columns, place, allow_missing=roles.allow_missing
+        time, dated = read_times(
+            table.columns[roles.time], place, time_format=roles.time_format
         )
-        for name, columns in modalities.items()
-    }
+    patient = None
+    if roles.patient is not None:
+        patient, _ = read_names(table.columns[roles.patient], place)
+    features, categories = {}, {}
+    for name, names in modalities.items():
+        features[name], categories[name] = _features(table, names, roles)
+    names = dict(modalities)
+    for link in roles.links:
+        linked = join_link(
+            link,
+            [table.columns[key] for key in link.keys],
+            time if roles.time is not None else None,
+            dated=dated,
+            columns=None if feature_names is None else feature_names.get(link.modality),
+        )
+        features[link.modality] = linked.values
+        names[link.modality] = linked.names
+        categories[link.modality] = linked.categories
+    # By the roles, not by the values: a model must fit the next file too.
+    masked = {link.modality for link in roles.links}
+    masked |= set(modalities) if roles.allow_missing else set()
     order = np.lexsort((time, entity, client))
-    return Dataset(
+    dataset = Dataset(
         features={name: values[order] for name, values in features.items()},
-        feature_names=modalities,
+        feature_names=names,
         label=label[order],
         attack=attack[order],
         attack_names=attack_names,
@@ -475,226 +388,142 @@ def _build(
         client_names=client_names,
         entity=entity[order],
         time=time[order],
-        # By the roles, not by the values: a model must fit the next file too.
-        masked=frozenset(modalities) if roles.allow_missing else frozenset(),
+        masked=frozenset(masked),
+        target=roles.target,
+        carried=frozenset(roles.carried),
+        categories={name: kinds for name, kinds in categories.items() if kinds},
+        patient=None if patient is None else patient[order],
+        entity_names=entity_names,
+        step_seconds=roles.step_seconds,
     )
+    if roles.step_seconds is None and dated:
+        dataset = dataset._replace(step_seconds=_median_step(dataset))
+    if roles.target == "entity":
+        _refuse_mixed(dataset, place.source)
+    warn_of_empty_columns(dataset, source=place.source)
+    warn_of_unit_changes(dataset, source=place.source)
+    return Loaded(dataset, has_labels)
 
 
-def _text(value: object) -> str:
-    """Returns a value as it reads in a table: 3.0 of a nullable integer is "3"."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()
+def _labels(
+    table: _Table, roles: ColumnRoles, *, strict: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], bool]:
+    """Returns (label, attack, names of the attacks, whether there are labels)."""
+    series = table.columns.get(roles.label)
+    if series is None or (not strict and _is_empty(series)):
+        none = np.zeros(table.num_rows, np.float32)
+        return none, none.astype(np.int32), ("normal", "attack"), False
+    label = read_label(series, table.place, positive=roles.positive)
+    if strict:
+        refuse_one_class(label, series, table.place.source)
+    if roles.attack is None or roles.attack not in table.columns:
+        return label, label.astype(np.int32), ("normal", "attack"), True
+    attack, names = read_attack(
+        table.columns[roles.attack], label, table.place, normal=roles.normal
+    )
+    return label, attack, names, True
 
 
-def _number(text: str) -> float | None:
-    folded = text.casefold()
-    if folded in ("true", "false"):
-        return float(folded == "true")
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _is_empty(series: pd.Series) -> bool:
+    return all(is_missing(text) for text in distinct(series)[1])
 
 
-def _is_missing(text: str) -> bool:
-    return text.casefold() in _MISSING
+def _clients(table: _Table, roles: ColumnRoles) -> tuple[np.ndarray, tuple[str, ...]]:
+    if roles.client is not None:
+        codes, names = read_names(table.columns[roles.client], table.place)
+        return codes.astype(np.int32), names
+    if table.file is None or roles.files == "rows":
+        return np.zeros(table.num_rows, np.int32), ("all",)
+    names, codes = index_names(table.stems)
+    return codes[table.file].astype(np.int32), names
 
 
-def _distinct(series: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Returns (codes [rows], -1 for a null; texts of the codes)."""
-    codes, values = pd.factorize(series)
-    return np.asarray(codes), [_text(value) for value in values]
-
-
-def _first(codes: np.ndarray, code: int) -> int:
-    return int(np.argmax(codes == code))
-
-
-def _categories(series: pd.Series, place: _Place) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns (int64 [rows] index into the names, sorted names)."""
-    codes, texts = _distinct(series)
-    for code in [-1, *(code for code, text in enumerate(texts) if not text)]:
-        if np.any(codes == code):
-            raise DataError(
-                f"{place.cell(_first(codes, code), str(series.name))}: no value; "
-                "every row needs one"
-            )
-    try:
-        names = sorted(set(texts), key=int)
-    except ValueError:
-        names = sorted(set(texts))
-    index = {name: position for position, name in enumerate(names)}
-    return np.asarray([index[text] for text in texts], np.int64)[codes], tuple(names)
-
-
-def _label(series: pd.Series, roles: ColumnRoles, place: _Place) -> np.ndarray:
-    codes, texts = _distinct(series)
-    column = str(series.name)
-    values = np.zeros(len(texts), np.float32)
-    positive = [_text(value) for value in roles.positive]
-    numbers = {_number(text) for text in positive} - {None}
-    for code, text in enumerate(texts):
-        number = _number(text)
-        if _is_missing(text):
-            codes = np.where(codes == code, -1, codes)
-        elif roles.positive:
-            values[code] = text in positive or (
-                number is not None and number in numbers
-            )
-        elif number in (0.0, 1.0):
-            values[code] = number
-        else:
-            raise DataError(
-                f"{place.cell(_first(codes, code), column)}: label {text!r} is not 0 "
-                "or 1; list the positive values in positive"
-            )
-    if np.any(codes == -1):
-        raise DataError(
-            f"{place.cell(_first(codes, -1), column)}: no label; remove the row"
-        )
-    label = values[codes]
-    if label.min() == label.max():
-        found = _shorten([repr(text) for text in texts if not _is_missing(text)])
-        kind = "positive" if label[0] else "negative"
-        raise DataError(
-            f"{place.source}: label column {column!r} holds one class, all "
-            f"{len(label)} rows are {kind} (values {found}); a detector needs both"
-        )
-    return label
-
-
-def _attack(
-    series: pd.Series, label: np.ndarray, roles: ColumnRoles, place: _Place
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    codes, names = _categories(series, place)
-    normal = roles.normal.strip()
-    if normal not in names:
-        raise DataError(
-            f"{place.source}: attack column {str(series.name)!r} has no value "
-            f"{normal!r} (normal){_suggest(normal, names)}; values: {_shorten(names)}"
-        )
-    types = [name for name in names if name != normal]
-    if "normal" in types:
-        raise DataError(
-            f"{place.source}: attack column {str(series.name)!r} holds 'normal' beside "
-            f"the normal value {normal!r}; make them one"
-        )
-    order = {name: position + 1 for position, name in enumerate(types)}
-    attack = np.asarray([order.get(name, 0) for name in names], np.int32)[codes]
-    wrong = (attack > 0) != (label > 0)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        kind = "positive" if label[row] else "negative"
-        raise DataError(
-            f"{place.cell(row, str(series.name))}: attack {names[codes[row]]!r} on a "
-            f"row with a {kind} label; correct one of the two or leave attack out"
-        )
-    return attack, ("normal", *types)
-
-
-def _time(series: pd.Series, time_format: str | None, place: _Place) -> np.ndarray:
-    """Returns numbers as they are and dates as seconds since 1970 UTC, float64."""
-    column = str(series.name)
-    if time_format is None and pd.api.types.is_numeric_dtype(series.dtype):
-        values = series.to_numpy(np.float64, na_value=np.nan)
-    else:
-        values = _dates(series, time_format)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(np.argmax(bad))
-        expected = f"a time of format {time_format!r}" if time_format else "a time"
-        raise DataError(
-            f"{place.cell(row, column)}: {_shown(series.iloc[row])} is not {expected}; "
-            "correct it, give time_format, or leave time out to use the file's order"
-        )
-    return values
-
-
-def _dates(series: pd.Series, time_format: str | None) -> np.ndarray:
-    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
-        texts = _texts(series)
-        if time_format is None:
-            numbers = _parse_numbers(texts)
-            # A clock time without a date would be read as today's.
-            clock = texts.str.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
-            if np.isfinite(numbers).mean() >= 0.5 or clock.any():
-                return numbers
-        series = texts
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        dates = pd.to_datetime(
-            pd.Index(series), errors="coerce", utc=True, format=time_format
-        )
-    seconds = (dates - _EPOCH) / pd.Timedelta(seconds=1)
-    return np.asarray(seconds, np.float64)
-
-
-def _texts(series: pd.Series) -> pd.Series:
-    """Returns the cells as stripped strings, "" for a null."""
-    return series.astype("string").fillna("").str.strip()
-
-
-def _parse_numbers(texts: pd.Series) -> np.ndarray:
-    """Returns float64 [rows]; NaN for what is not a number."""
-    cells = texts.to_numpy(object)
-    return np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
-
-
-def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+def _entities(table: _Table, roles: ColumnRoles) -> tuple[np.ndarray, tuple[str, ...]]:
+    if roles.entity is not None:
+        return read_names(table.columns[roles.entity], table.place)
+    if table.file is None:
+        return np.zeros(table.num_rows, np.int64), ()
+    # Rows of two files are never one stream by themselves.
+    names, codes = index_names(table.stems)
+    return codes[table.file], names
 
 
 def _features(
-    frame: Mapping[str, pd.Series],
-    num_rows: int,
-    columns: Sequence[str],
-    place: _Place,
-    *,
-    allow_missing: bool,
-) -> np.ndarray:
-    """Returns float32 ``[rows, columns]``."""
-    result = np.empty((num_rows, len(columns)), np.float32)
-    for position, column in enumerate(columns):
-        numbers = _numbers(frame[column], place)
-        with np.errstate(over="ignore"):
-            result[:, position] = numbers
-        values = result[:, position]
-        infinite = np.isinf(values)
-        if infinite.any():
-            row = int(np.argmax(infinite))
-            raise DataError(
-                f"{place.cell(row, column)}: {numbers[row]} is infinite or too large "
-                "for 32-bit floats; correct it or drop the column"
+    table: _Table, names: Sequence[str], roles: ColumnRoles
+) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
+    """Returns (float32 ``[rows, columns]``, categories of the columns)."""
+    result = np.full((table.num_rows, len(names)), np.nan, np.float32)
+    categories: dict[str, tuple[str, ...]] = {}
+    for position, name in enumerate(names):
+        series = table.columns.get(name)
+        if series is None:
+            if name in roles.categorical:
+                categories[name] = ()
+            continue
+        if name in roles.categorical:
+            values, categories[name] = read_categories(series)
+        else:
+            numbers = read_numbers(
+                series,
+                table.place,
+                remedy="correct it, list the column in categorical or in drop",
             )
+            values = as_float32(numbers, name, table.place)
         missing = np.isnan(values)
-        if not allow_missing and missing.any():
+        if not roles.allow_missing and missing.any():
             row = int(np.argmax(missing))
             raise DataError(
-                f"{place.cell(row, column)}: no value; fill it in, drop the column or "
-                "set allow_missing = true"
+                f"{table.place.cell(row, name)}: no value; fill it in, drop the "
+                "column or set allow_missing = true"
             )
-    return result
+        result[:, position] = values
+    return result, categories
 
 
-def _numbers(series: pd.Series, place: _Place) -> np.ndarray:
-    """Returns float64 [rows]; NaN for a missing cell."""
-    dtype = series.dtype
-    if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(
-        dtype
-    ):
-        return series.to_numpy(np.float64, na_value=np.nan)
-    texts = _texts(series)
-    missing = texts.str.casefold().isin(_MISSING).to_numpy(bool)
-    numbers = _parse_numbers(texts)
-    if pd.api.types.is_datetime64_any_dtype(dtype):
-        numbers[:] = np.nan
-    numbers[missing] = np.nan
-    bad = np.isnan(numbers) & ~missing
-    if bad.any():
-        row = int(np.argmax(bad))
+def _median_step(dataset: Dataset) -> float | None:
+    """Returns the median time between rows of one entity that are not simultaneous."""
+    step = np.diff(dataset.time)
+    step = step[(np.diff(segment_ids(dataset)) == 0) & (step > 0)]
+    return float(np.median(step)) if len(step) else None
+
+
+def _refuse_mixed(dataset: Dataset, source: str) -> None:
+    changed = np.diff(dataset.label) != 0
+    changed &= np.diff(segment_ids(dataset)) == 0
+    if changed.any():
+        row = int(np.argmax(changed))
+        number = int(dataset.entity[row])
+        entity = dataset.entity_names[number] if dataset.entity_names else number
         raise DataError(
-            f"{place.cell(row, str(series.name))}: {_shown(series.iloc[row])} is not a "
-            "number; correct it or list the column in drop"
+            f"{source}: the label of entity {entity!r} of client "
+            f"{dataset.client_names[dataset.client[row]]!r} changes; with target = "
+            '"entity" all its rows have one label'
         )
-    return numbers
+
+
+def warn_of_empty_columns(dataset: Dataset, *, source: str) -> None:
+    """Warns of columns without any value, and of modalities without any, once each.
+
+    Args:
+      dataset: as a loader returns it.
+      source: what the warning calls it.
+    """
+    for modality, values in dataset.features.items():
+        empty = np.all(np.isnan(values), axis=0)
+        names = [
+            repr(name)
+            for name, none in zip(dataset.feature_names[modality], empty, strict=True)
+            if none
+        ]
+        if names:
+            what = (
+                f"no column of modality {modality!r}"
+                if len(names) == values.shape[1]
+                else f"modality {modality!r}: column {shorten(names)}"
+            )
+            verb = "holds a value" if what.startswith("no") else "holds no value"
+            warnings.warn(
+                f"{source}: {what} {verb}; it counts as not observed",
+                DataWarning,
+                stacklevel=3,
+            )
