@@ -8,8 +8,14 @@ import jax
 import numpy as np
 
 from fedjax_health import build, records
+from fedjax_health.build.sources import build_evaluation_dataset
 from fedjax_health.config import load
-from fedjax_health.data.preprocess import apply_preprocessing, load_preprocessing
+from fedjax_health.data.preprocess import (
+    absent_modalities,
+    apply_preprocessing,
+    load_preprocessing,
+    unseen_categories,
+)
 from fedjax_health.data.schema import (
     DataError,
     Dataset,
@@ -62,8 +68,12 @@ def evaluate(
     target = _output(paths, data, out)
     records.check_unused(target)
 
-    loaded, labelled = build.build_evaluation_dataset(config, data)
     preprocessing = load_preprocessing(paths.preprocessing)
+    loaded, labelled = build_evaluation_dataset(
+        config, data, feature_names=preprocessing.feature_names
+    )
+    absent = absent_modalities(preprocessing, loaded)
+    unknown = unseen_categories(preprocessing.vocabulary, loaded)
     dataset = apply_preprocessing(preprocessing, loaded)
     layout = input_layout(dataset)
     if layout != about.layout:
@@ -80,6 +90,12 @@ def evaluate(
         f"{len(unseen):,} of them not in training; "
         f"{'labels found' if labelled else 'no labels: scores and alarms only'}"
     )
+
+    for name in absent:
+        progress.on_message(f"modality {name}: not in the data, taken as not observed")
+    for name, counts in unknown.items():
+        listed = ", ".join(f"{value} ({rows:,} rows)" for value, rows in counts.items())
+        progress.on_message(f"{name}: categories that training never saw: {listed}")
 
     model = build.build_model(config, about)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
@@ -113,6 +129,8 @@ def evaluate(
         "rows": len(frame),
         "clients": dataset.num_clients,
         "unseen_clients": unseen,
+        "unseen_categories": unknown,
+        "absent_modalities": list(absent),
         "labels": labelled,
         "alarms": len(raised),
         "threshold": about.threshold,

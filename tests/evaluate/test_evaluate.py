@@ -1,0 +1,221 @@
+"""Detectors of finished runs on files that training never saw."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedjax_health import records
+from fedjax_health.core import trees
+from fedjax_health.data.schema import DataError
+from fedjax_health.evaluate import evaluate
+from fedjax_health.evaluate.detector import load_weights, read_detector
+from fedjax_health.evaluate.frame import top_features
+from fedjax_health.evaluate.scoring import Weights, weights_of_client
+from fedjax_health.metrics import host
+from fedjax_health.records import RunFolderError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Returns ``(*overrides) -> finished run``, each trained once."""
+    folder = tmp_path_factory.mktemp("trained")
+    table = tiny.write_table(folder / "ward.csv")
+    done = {}
+
+    def get(*overrides):
+        if overrides not in done:
+            config = tiny.config(table, *overrides)
+            done[overrides] = tiny.Run(config, folder / f"run{len(done)}")
+        return done[overrides]
+
+    return get
+
+
+def fresh(path, change=lambda lines: lines):
+    """A file of the same roles and other values; ``change`` edits its lines."""
+    return tiny.write_table(path, change(tiny.table_lines(seed=11)))
+
+
+def rename_site(lines):
+    return [line.replace("s3,", "new ward,", 1) for line in lines]
+
+
+def without_labels(lines):
+    return [line.rpartition(",")[0] for line in lines]
+
+
+def said():
+    messages = []
+    return messages, records.SILENT._replace(on_message=messages.append)
+
+
+def test_new_data_is_scored_by_the_thresholds_of_the_run(trained, tmp_path):
+    run = trained()
+    path = fresh(tmp_path / "june.csv")
+    result = evaluate(run.paths.root, path, records.SILENT)
+    scores = pd.read_parquet(result["scores"])
+    assert len(scores) == result["rows"] == 4 * 2 * tiny.ROWS
+    detector = read_detector(run.paths)
+    assert detector.threshold == run.result["details"]["threshold"]
+    exact = scores.score.to_numpy(np.float64)
+    np.testing.assert_array_equal(scores.detected, exact >= detector.threshold)
+    np.testing.assert_array_equal(scores.alarm, exact >= detector.alarm_threshold)
+    assert (scores.threshold == detector.alarm_threshold).all()
+    assert result["alarms"] == scores.alarm.sum()
+    # Only what raised an alarm is explained, with names of columns.
+    named = scores.top_features != ""
+    np.testing.assert_array_equal(named, scores.alarm)
+    assert scores.top_features[named].str.contains("features.load").any()
+    assert result["metrics"]["auroc"] == pytest.approx(
+        host.auroc(scores.score, scores.label)
+    )
+    low, high = result["intervals"]["auroc"]
+    assert low <= result["metrics"]["auroc"] <= high
+    assert set(scores.entity) == {"d0", "d1"}
+    figures = records.read_json(run.paths.evaluations / "june" / "figures.json")
+    assert {c["client"] for c in figures["clients"]} == {"s0", "s1", "s2", "s3"}
+
+
+def test_the_test_part_is_scored_as_the_run_scored_it(trained, tmp_path):
+    """The whole file once more: rows of the test part keep their scores."""
+    run = trained()
+    whole = tmp_path / "whole.csv"
+    whole.write_bytes((run.paths.root.parent / "ward.csv").read_bytes())
+    scores = pd.read_parquet(
+        evaluate(run.paths.root, whole, records.SILENT)["scores"]
+    ).set_index(["client", "entity", "time"])
+    then = pd.read_parquet(run.paths.predictions)
+    device = then.groupby("client").entity.transform(
+        lambda numbers: pd.factorize(numbers)[0]
+    )
+    keys = zip(then.client, "d" + device.astype(str), then.time, strict=True)
+    again = scores.loc[list(keys)].score.to_numpy()
+    # The first rows of a part have no window before them there, and have one here.
+    inside = then.time >= then.groupby(["client", "entity"]).time.transform("min") + 4
+    np.testing.assert_allclose(again[inside], then.score[inside], atol=1e-6)
+
+
+def test_labels_may_be_absent_and_clients_new(trained, tmp_path):
+    path = fresh(tmp_path / "ward.csv", lambda x: without_labels(rename_site(x)))
+    messages, progress = said()
+    result = evaluate(trained().paths.root, path, progress)
+    assert "metrics" not in result
+    assert result["unseen_clients"] == ["new ward"]
+    scores = pd.read_parquet(result["scores"])
+    assert "label" not in scores
+    assert set(scores.client) == {"s0", "s1", "s2", "new ward"}
+    assert not scores.score.isna().any()
+    assert any("no labels" in message for message in messages)
+
+
+def test_labels_of_one_class_leave_out_what_needs_two(trained, tmp_path):
+    def calm(lines):
+        return [lines[0], *(line.rpartition(",")[0] + ",0" for line in lines[1:])]
+
+    path = fresh(tmp_path / "calm.csv", calm)
+    result = evaluate(trained().paths.root, path, records.SILENT)
+    assert result["metrics"].get("auroc") is None
+    assert 0 <= result["metrics"]["achieved_far"] <= 1
+    json.dumps(records.read_json(f"{result['folder']}/result.json"))
+
+
+def test_a_second_evaluation_takes_a_folder_of_its_own(trained, tmp_path):
+    path = fresh(tmp_path / "again.csv")
+    first = evaluate(trained().paths.root, path, records.SILENT)
+    second = evaluate(trained().paths.root, path, records.SILENT)
+    assert second["folder"] == first["folder"] + "-2"
+    a, b = (pd.read_parquet(r["scores"]) for r in (first, second))
+    pd.testing.assert_frame_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "overrides", [("algorithm=ditto",), ("personal=head", "model.norm=false")]
+)
+def test_clients_of_the_training_use_their_own_model(trained, tmp_path, overrides):
+    run = trained(*overrides)
+    path = fresh(tmp_path / "ward.csv", rename_site)
+    scores = pd.read_parquet(evaluate(run.paths.root, path, records.SILENT)["scores"])
+    plain = read_detector(run.paths)
+    saved = tiny.saved(run.config, run.paths).best.view
+    abstract = jax.eval_shape(lambda: weights_of_client(saved, 0))
+    weights = load_weights(run.paths, abstract)
+    for ours, theirs in zip(
+        jax.tree.leaves(weights), jax.tree.leaves(saved), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert plain.client_names == ("s0", "s1", "s2", "s3")
+    assert scores.score.between(0, 1).all()
+
+
+def test_an_unknown_client_takes_the_global_model_and_the_mean_of_what_is_personal():
+    params = {"body": jnp.ones(2), "head": None}
+    own = {"body": None, "head": jnp.array([[1.0], [3.0]])}
+    weights = Weights(params, own)
+    assert weights_of_client(weights, 1)["head"] == 3.0
+    assert weights_of_client(weights, -1)["head"] == 2.0
+    whole = Weights({"w": jnp.float32(5)}, {"w": jnp.array([1.0, 3.0])})
+    assert weights_of_client(whole, 0)["w"] == 1.0
+    assert weights_of_client(whole, -1)["w"] == 5.0
+    assert trees.num_params(weights_of_client(weights, -1)) == 3
+
+
+# What is refused
+
+
+def test_a_run_that_is_not_finished_holds_no_detector(tmp_path):
+    table = tiny.write_table(tmp_path / "ward.csv")
+    paths = tiny.interrupt(tiny.config(table), tmp_path / "run", after=2)
+    with pytest.raises(RunFolderError, match="fedjax-health resume"):
+        evaluate(paths.root, table, records.SILENT)
+
+
+def test_data_of_other_columns_is_refused(trained, tmp_path):
+    path = fresh(
+        tmp_path / "x.csv", lambda lines: [lines[0].replace("load", "lad"), *lines[1:]]
+    )
+    with pytest.raises(DataError, match="load"):
+        evaluate(trained().paths.root, path, records.SILENT)
+    assert not (trained().paths.evaluations / "x").exists()
+
+
+def test_an_output_folder_in_use_is_refused(trained, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    path = fresh(tmp_path / "ward.csv")
+    with pytest.raises(RunFolderError, match="output folder in use"):
+        evaluate(trained().paths.root, path, records.SILENT, out=tmp_path / "out")
+
+
+def test_a_damaged_model_is_refused(trained, tmp_path):
+    run = trained("seed=4")
+    content = bytearray(run.paths.model.read_bytes())
+    content[len(content) // 2] ^= 1
+    run.paths.model.write_bytes(bytes(content))
+    path = fresh(tmp_path / "ward.csv")
+    with pytest.raises(RunFolderError, match="damaged"):
+        evaluate(run.paths.root, path, records.SILENT)
+
+
+# What weighs most
+
+
+def test_columns_of_one_feature_count_together():
+    from fedjax_health.core.types import ModalityColumns
+
+    layout = (
+        ModalityColumns("a", (0, 2), (2, 4)),
+        ModalityColumns("b", (4, 7)),
+    )
+    names = {"a": ("x", "y"), "b": ("colour=red", "colour=blue", "size")}
+    found = top_features(
+        np.array([[1.0, 0.5, 0.25, -2.0, 0.75, 0.5, -0.1]], np.float32),
+        layout,
+        names,
+        count=3,
+    )
+    assert found == ["a.y -1.50; a.x +1.25; b.colour +1.25"]
