@@ -515,15 +515,14 @@ def warn_of_empty_columns(dataset: Dataset, *, source: str) -> None:
             for name, none in zip(dataset.feature_names[modality], empty, strict=True)
             if none
         ]
-        if names:
-            what = (
-                f"no column of modality {modality!r}"
-                if len(names) == values.shape[1]
-                else f"modality {modality!r}: column {shorten(names)}"
-            )
-            verb = "holds a value" if what.startswith("no") else "holds no value"
-            warnings.warn(
-                f"{source}: {what} {verb}; it counts as not observed",
-                DataWarning,
-                stacklevel=3,
-            )
+        if len(names) == values.shape[1]:
+            what = f"no column of modality {modality!r} holds a value"
+        elif len(names) == 1:
+            what = f"column {names[0]} of modality {modality!r} holds no value"
+        elif names:
+            what = f"columns {shorten(names)} of modality {modality!r} hold no value"
+        else:
+            continue
+        warnings.warn(
+            f"{source}: {what}; it counts as not observed", DataWarning, stacklevel=3
+        )
