@@ -81,6 +81,7 @@ def _fit(settings: Config, train: Dataset) -> Preprocessing:
         train,
         scope=settings.scaling.scope,
         clip=settings.scaling.clip,
+        log=settings.scaling.log,
         outliers=None
         if outliers is None
         else Outliers(outliers.action, outliers.width, outliers.modalities),

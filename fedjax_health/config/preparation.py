@@ -200,10 +200,13 @@ class Scaling(Record, frozen=True):
     Attributes:
       scope: fitted in each client by itself, or once over all of them.
       clip: bound on the magnitude of a scaled value, in standard deviations.
+      log: names of columns with a long tail, * and ? as wildcards; they are taken as
+        sign(x) log(1 + |x|) first.
     """
 
     scope: Literal["client", "pooled"] = "client"
     clip: AboveZero = 8.0
+    log: tuple[str, ...] = ()
 
 
 class Outliers(Record, frozen=True):

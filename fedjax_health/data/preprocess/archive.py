@@ -61,6 +61,7 @@ def save_preprocessing(
         "feature_names": preprocessing.feature_names,
         "masked": sorted(preprocessing.masked),
         "carried": sorted(preprocessing.carried),
+        "logged": preprocessing.logged,
         "vocabulary": preprocessing.vocabulary,
         "clip": preprocessing.clip,
         "scaler": {"client_names": scaler.client_names, "scope": scaler.scope},
@@ -158,6 +159,10 @@ def _read(names: Mapping[str, Any], archive: Mapping[str, np.ndarray]) -> Prepro
         feature_names=feature_names,
         masked=frozenset(map(str, names["masked"])),
         carried=frozenset(map(str, names["carried"])),
+        logged={
+            str(name): tuple(map(str, columns))
+            for name, columns in names["logged"].items()
+        },
         vocabulary=vocabulary,
         fences=fences,
         scaler=scaler,
@@ -180,10 +185,14 @@ def _check(preprocessing: Preprocessing, source: str) -> None:
     for name, held in (
         ("masked", preprocessing.masked),
         ("carried", preprocessing.carried),
+        ("logged", preprocessing.logged),
         ("vocabulary", preprocessing.vocabulary),
         ("projections", preprocessing.projections),
     ):
         _require(set(held) <= modalities, source, f"{name} names other modalities")
+    for name, columns in preprocessing.logged.items():
+        known = set(columns) <= set(preprocessing.feature_names[name])
+        _require(known, source, f"logged names other columns of {name!r}")
     one_hot = encoded_columns(preprocessing.vocabulary)
     rows = len(scaler.client_names) if scaler.scope == "client" else 1
     for name, columns in scaler.feature_names.items():

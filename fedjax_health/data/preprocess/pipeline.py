@@ -1,6 +1,7 @@
 """All that is fitted on the training part, in the order in which it is applied.
 
-Categories become columns, outliers are cut, columns are scaled, components are taken.
+Long tails are put on a log scale, categories become columns, outliers are cut, columns
+are scaled, components are taken.
 Everything is fitted inside each client except what all must share: the categories, and
 the components, which come from sums over the clients.
 """
@@ -16,6 +17,7 @@ from fedjax_health.data.preprocess.encode import (
     encoded_columns,
     fit_vocabulary,
 )
+from fedjax_health.data.preprocess.logs import apply_logs, match_columns
 from fedjax_health.data.preprocess.outliers import Fences, apply_fences, fit_fences
 from fedjax_health.data.preprocess.project import (
     Projection,
@@ -52,6 +54,7 @@ class Preprocessing(NamedTuple):
       feature_names: modality name -> its columns before preprocessing.
       masked: modalities in which values may be missing.
       carried: modalities whose models see the last observed value.
+      logged: modality name -> columns that are put on a log scale.
       vocabulary: modality name -> column -> categories seen in training.
       fences: bounds of the outlier filter, or None.
       scaler: means and deviations of the encoded columns.
@@ -62,6 +65,7 @@ class Preprocessing(NamedTuple):
     feature_names: dict[str, tuple[str, ...]]
     masked: frozenset[str]
     carried: frozenset[str]
+    logged: dict[str, tuple[str, ...]]
     vocabulary: Vocabulary
     fences: Fences | None
     scaler: Scaler
@@ -74,6 +78,7 @@ def fit_preprocessing(
     *,
     scope: Literal["client", "pooled"] = "client",
     clip: float = 8.0,
+    log: Sequence[str] = (),
     outliers: Outliers | None = None,
     components: Mapping[str, int | float] | None = None,
 ) -> Preprocessing:
@@ -87,6 +92,7 @@ def fit_preprocessing(
       scope: whether each client scales by its own statistics or all by the pooled
         ones.
       clip: bound on the magnitude of a scaled value, in standard deviations.
+      log: names of columns that are put on a log scale first, with wildcards.
       outliers: the outlier filter, or None.
       components: modality name -> number of principal components, or the share of the
         variance that they explain.
@@ -99,9 +105,10 @@ def fit_preprocessing(
     """
     if train.num_rows == 0:
         raise DataError("preprocessing has no training rows; check the split")
+    logged = match_columns(train, log)
     vocabulary = fit_vocabulary(train)
     plain = encoded_columns(vocabulary)
-    encoded = encode(vocabulary, train)
+    encoded = encode(vocabulary, apply_logs(logged, train))
     fences = None
     if outliers is not None:
         fences = fit_fences(
@@ -118,6 +125,7 @@ def fit_preprocessing(
         feature_names=dict(train.feature_names),
         masked=frozenset(train.masked),
         carried=frozenset(train.carried),
+        logged=logged,
         vocabulary=vocabulary,
         fences=fences,
         scaler=scaler,
@@ -146,7 +154,8 @@ def apply_preprocessing(preprocessing: Preprocessing, dataset: Dataset) -> Datas
       DataError: for a missing column or modality, a column that is a category in one
         of the two alone, or a missing value where training had none by declaration.
     """
-    dataset = encode(preprocessing.vocabulary, _matched(preprocessing, dataset))
+    dataset = apply_logs(preprocessing.logged, _matched(preprocessing, dataset))
+    dataset = encode(preprocessing.vocabulary, dataset)
     if preprocessing.fences is not None:
         dataset = apply_fences(preprocessing.fences, dataset)
     dataset = apply_scaler(preprocessing.scaler, dataset, clip=preprocessing.clip)
