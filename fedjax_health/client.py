@@ -290,7 +290,7 @@ def local_batch(
     batch = gather(data.examples, data.first + index)
     if data_attack is not None:
         key = jax.random.fold_in(data.attack.key, step)
-        poisoned = data_attack.poison(batch, data.attack._replace(key=key))
+        poisoned = data_attack.poison(batch, data.attack._replace(key=key, index=index))
         batch = trees.select(data.attack.malicious, poisoned, batch)
     return {**batch, "weight": weight}
 

@@ -41,4 +41,4 @@ def mean() -> Aggregator:
 
     Breakdown point 0: one malicious client moves it anywhere.
     """
-    return Aggregator(_init, _update, _check, linear=True)
+    return Aggregator(_init, _update, _check, linear=True, depends_on="gram")

@@ -228,8 +228,35 @@ class ClientTransform(NamedTuple):
     check: Callable[[Message], Message]
 
 
+class Defence(NamedTuple):
+    """The rule that will be applied to a round's messages, as an attacker may try it.
+
+    ``defence(stacked, key) -> aggregate``. The key is the attacker's: what the server
+    draws is not known before it is drawn.
+
+    Attributes:
+      update: the aggregator's ``update``.
+      weights: float32 ``[cohort]``, 0 for absent rows.
+      state: the aggregator's state of this round.
+      context: what the aggregator may know.
+      depends_on: see ``Aggregator``.
+    """
+
+    update: Callable[..., tuple[Updates, State, Metrics]]
+    weights: jax.Array
+    state: State
+    context: "AggregationContext"
+    depends_on: str
+
+    def __call__(self, stacked: Updates, key: Key) -> Updates:
+        """Returns the aggregate of these messages."""
+        return self.update(
+            stacked, self.weights, self.state, key, context=self.context
+        )[0]
+
+
 class AttackContext(NamedTuple):
-    """What an update attack may know: the defence is its own threat model's matter.
+    """What an update attack may know; which of it, its own threat model says.
 
     Attributes:
       key: the attack's key of this round.
@@ -237,6 +264,14 @@ class AttackContext(NamedTuple):
       params: the global model's shared leaves.
       previous_aggregate: the last round's aggregate (zeros in the first).
       defence: ``(stacked, key) -> aggregate``, the rule that will be applied.
+      client_ids: int32 ``[cohort]``; None stands for the row numbers.
+      client_keys: key of each client for this purpose, the same in every round,
+        ``[cohort]``; None where ``key`` and the client's id make them.
+      mask: bool ``[cohort]``, rows that hold a delivered and finite honest message;
+        None stands for all. A malicious client outside it holds zeros and may still
+        send what it forges.
+      weights: float32 ``[cohort]``, aggregation weights, 0 for absent rows; None
+        stands for equal ones.
     """
 
     key: Key
@@ -244,6 +279,10 @@ class AttackContext(NamedTuple):
     params: Params
     previous_aggregate: Updates
     defence: Callable[[Updates, Key], Updates]
+    client_ids: jax.Array | None = None
+    client_keys: jax.Array | None = None
+    mask: jax.Array | None = None
+    weights: jax.Array | None = None
 
 
 class UpdateAttack(NamedTuple):
@@ -267,21 +306,36 @@ class DataAttackContext(NamedTuple):
       client_id: int32 ``[]``.
       malicious: bool ``[]``.
       round: int32 ``[]``.
+      client_key: key of this client for this purpose, the same in every round and
+        step: what is drawn from it stays with a record for good. None where there is
+        none; ``key`` takes its place.
+      index: int32 ``[batch]``, number of each record among the client's own, so that
+        the same record is known again; None stands for the place in the batch.
+      numbers: what the attack's ``init`` returned.
     """
 
     key: Key
     client_id: jax.Array
     malicious: jax.Array
     round: jax.Array
+    client_key: Key | None = None
+    index: jax.Array | None = None
+    numbers: State = ()
 
 
 class DataAttack(NamedTuple):
     """Poisons one batch of one client: ``(batch, DataAttackContext) -> batch``.
 
     The engine keeps the batches of honest clients as they were.
+
+    Attributes:
+      poison: as above.
+      init: () -> the attack's numbers, which are traced and arrive as
+        ``DataAttackContext.numbers``; None where it has none.
     """
 
     poison: Callable[[Batch, DataAttackContext], Batch]
+    init: Callable[[], State] | None = None
 
 
 class AggregationContext(NamedTuple):
@@ -310,12 +364,19 @@ class Aggregator(NamedTuple):
       check: ``(Message, cohort_size) -> Message``.
       linear: whether the result is the weighted mean of the rows, which the engine
         may then accumulate without ever holding the stack.
+      depends_on: what of the messages the result rests on, which lets an attacker that
+        tries the rule many times do so cheaply. "gram": their inner products (and
+        those with the state's and the context's trees of the parameters' shape) alone,
+        so that rows turned by an isometry give the aggregate turned by it.
+        "coordinates": each coordinate of the result on that coordinate of the rows
+        alone, without state or context. "rows": neither is promised.
     """
 
     init: Callable[[Params], State]
     update: Callable[..., tuple[Updates, State, Metrics]]
     check: Callable[[Message, int], Message]
     linear: bool
+    depends_on: Literal["gram", "coordinates", "rows"] = "rows"
 
 
 class Mixing(NamedTuple):

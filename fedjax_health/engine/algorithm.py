@@ -16,6 +16,7 @@ from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import (
     BoundMechanism,
     Cohort,
+    DataAttack,
     Examples,
     FederatedAlgorithm,
     Key,
@@ -115,12 +116,13 @@ def build_algorithm(
         optimizer=plan.local.optimizer.structure,
         by_epochs=plan.local.epochs is not None,
         batch_size=plan.local.batch_size,
-        data_attack=plan.data_attack,
+        data_attack=(DataAttack(plan.data_attack.poison) if plan.data_attack else None),
         transform=checked.transform.update,
         reduce_transform=checked.transform.reduce,
         forge=plan.attack.forge if plan.attack else None,
         aggregate=plan.aggregator.update,
         linear=plan.aggregator.linear,
+        depends_on=plan.aggregator.depends_on,
         mechanism=_mechanism_functions(checked.mechanism),
         bound=checked.bound if checked.mechanism else None,
         server_optimizer=plan.server_optimizer.structure,
@@ -149,6 +151,7 @@ def build_algorithm(
                 "dropout": jnp.float32(plan.dropout),
                 "population": jnp.float32(population),
                 "expected": jnp.float32(sampling.expected),
+                "data_attack": _data_attack_numbers(plan),
             },
             server=server.init(shared_params),
             shared={
@@ -189,6 +192,13 @@ def build_algorithm(
         return state, metrics
 
     return FederatedAlgorithm(init, step, checked.message, mapping.describe())
+
+
+def _data_attack_numbers(plan: RoundPlan) -> Any:
+    """Returns the numbers of the data attack that may vary between runs."""
+    if plan.data_attack is None or plan.data_attack.init is None:
+        return ()
+    return plan.data_attack.init()
 
 
 def _client_memory(plan: RoundPlan, transform, params: Params) -> dict[str, Any]:

@@ -315,6 +315,8 @@ def _build_client(
                 known["client_id"],
                 known["malicious"] != 0,
                 round,
+                key_for(state.key, Stream.ATTACK, SERVER, known["client_id"]),
+                numbers=state.hyper["data_attack"],
             ),
         )
         result = structure.run(

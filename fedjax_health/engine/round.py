@@ -17,13 +17,14 @@ from jax.sharding import PartitionSpec
 
 from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
-from fedjax_health.core.rng import SERVER, Key, Stream, key_for
+from fedjax_health.core.rng import SERVER, Stream, key_for
 from fedjax_health.core.types import (
     AggregationContext,
     AnyArray,
     AttackContext,
     ClientBatches,
     Cohort,
+    Defence,
     Examples,
     Metrics,
     RoundState,
@@ -230,12 +231,8 @@ def _forge(
     context: AggregationContext,
 ) -> tuple[Updates, Any]:
     assert structure.forge is not None
-
-    def defence(messages: Updates, key: Key) -> Updates:
-        return structure.aggregate(
-            messages, weights, state.aggregator, key, context=context
-        )[0]
-
+    ids = jnp.asarray(context.client_ids)
+    of_clients = key_for(state.key, Stream.ATTACK, SERVER)
     forged, attack_state = structure.forge(
         stacked,
         malicious,
@@ -245,7 +242,17 @@ def _forge(
             round=state.round,
             params=shared_leaves(structure.personal, state.params),
             previous_aggregate=state.attack["previous"],
-            defence=defence,
+            defence=Defence(
+                structure.aggregate,
+                weights,
+                state.aggregator,
+                context._replace(mask=weights > 0),
+                structure.depends_on,
+            ),
+            client_ids=ids,
+            client_keys=jax.vmap(lambda i: jax.random.fold_in(of_clients, i))(ids),
+            mask=context.mask,
+            weights=weights,
         ),
     )
     stacked = jax.tree.map(

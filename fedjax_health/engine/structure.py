@@ -25,6 +25,7 @@ class Structure:
     forge: Callable[..., Any] | None
     aggregate: Callable[..., Any]
     linear: bool
+    depends_on: str
     mechanism: tuple[Callable[..., Any] | None, ...] | None
     bound: str | None
     server_optimizer: OptimizerStructure
