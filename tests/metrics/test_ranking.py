@@ -186,7 +186,7 @@ def test_clients_under_vmap(ours):
     stacked[0][1] *= -1
     many = jax.jit(jax.vmap(lambda s, y, c: ours(s, y, c, num_clients=12)))(*stacked)
     for i in range(2):
-        one = ours(*(a[i] for a in stacked), num_clients=12)
+        one = jitted(ours)(*(a[i] for a in stacked), num_clients=12)
         np.testing.assert_array_equal(many.valid[i], one.valid)
         np.testing.assert_allclose(many.value[i], one.value, rtol=1e-6)
 
@@ -197,7 +197,7 @@ def test_a_nan_spoils_its_own_client_alone(ours):
     label = jnp.array([0, 1, 0, 1, 0, 1, 1])
     owner = jnp.array([0, 0, 1, 1, 2, 2, 3])
     weight = jnp.array([1.0, 1, 1, 1, 1, 1, 0])
-    ranking = ours(score, label, owner, num_clients=5, weight=weight)
+    ranking = jitted(ours)(score, label, owner, num_clients=5, weight=weight)
     assert ranking.valid.tolist() == [True, False, True, False, False]
     assert ranking.value.tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="clients"):
