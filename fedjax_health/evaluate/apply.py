@@ -20,7 +20,6 @@ from fedjax_health.data.schema import (
     DataError,
     Dataset,
     examples_of,
-    patients_of,
     segment_ids,
 )
 from fedjax_health.data.store import input_layout
@@ -172,7 +171,7 @@ def _measure(
         client_names=examples.client_names,
         attack=examples.attack,
         attack_names=examples.attack_names,
-        patient=patients_of(examples),
+        patient=examples.patient,
         entity=examples.entity,
         step_seconds=examples.step_seconds,
         seed=seed,

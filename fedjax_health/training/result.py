@@ -11,7 +11,6 @@ from fedjax_health.core.types import RoundState
 from fedjax_health.data.schema import (
     Dataset,
     examples_of,
-    patients_of,
     segment_ids,
     segment_starts,
 )
@@ -23,24 +22,10 @@ from fedjax_health.evaluate.frame import parquet_bytes, score_frame
 from fedjax_health.evaluate.scoring import Weights, build_part_reader
 from fedjax_health.metrics import host
 from fedjax_health.metrics.figures import figures
-from fedjax_health.metrics.summary import Scored, evaluate_scores
+from fedjax_health.metrics.summary import METRICS, Scored, evaluate_scores
 from fedjax_health.records import RunFolder
 from fedjax_health.training.best import Best
 from fedjax_health.training.setup import Run
-
-METRICS = (
-    "accuracy",
-    "f1",
-    "mcc",
-    "auroc",
-    "auprc",
-    "ece",
-    "brier",
-    "mean_delay",
-    "median_delay",
-    "missed_episodes",
-    "achieved_far",
-)
 
 
 def scoring_view(run: Run, state: RoundState) -> Weights:
@@ -91,7 +76,7 @@ def finish(
         client_names=examples.client_names,
         attack=examples.attack,
         attack_names=examples.attack_names,
-        patient=patients_of(examples),
+        patient=examples.patient,
         entity=examples.entity,
         step_seconds=examples.step_seconds,
         seed=config.seed,
