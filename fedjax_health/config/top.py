@@ -8,12 +8,22 @@ from fedjax_health.config.common import (
     BelowOne,
     ConfigError,
     Count,
+    NonNegative,
     Positive,
     Record,
     Seed,
 )
 from fedjax_health.config.data import Data, HospitalSim
-from fedjax_health.config.detector import Bce, Gru, Loss, Mlp, Model
+from fedjax_health.config.detector import (
+    Bce,
+    Encoder,
+    Focal,
+    Fusion,
+    Gru,
+    Loss,
+    Mlp,
+    Model,
+)
 from fedjax_health.config.federation import (
     Aggregator,
     Checkpoint,
@@ -39,8 +49,10 @@ from fedjax_health.config.learning import (
     Sgd,
 )
 from fedjax_health.config.preparation import (
+    ByClient,
     Chronological,
     Components,
+    LeaveOneOut,
     Natural,
     Outliers,
     Partition,
@@ -49,10 +61,8 @@ from fedjax_health.config.preparation import (
     Window,
 )
 
-    ByClient,
 
 class Config(Record, frozen=True):
-    LeaveOneOut,
     """A run: data, model, training, federation.
 
     Attributes:
@@ -70,6 +80,8 @@ class Config(Record, frozen=True):
         that both classes of a client count alike ("client").
       model: the detector.
       loss: the training loss.
+      unimodal_weight: weight of the same loss on each modality's own logits, where the
+        model has them.
       algorithm: the federated algorithm.
       local: training on the client.
       server: the server's optimiser.
@@ -89,6 +101,8 @@ class Config(Record, frozen=True):
       devices: devices to spread clients over; all of them where it is left out.
       evaluation: when the model is scored.
       checkpoint: when the state is saved.
+      leakcheck: whether the data is searched for what gives the label away before
+        anything is trained; it warns and stops nothing.
     """
 
     seed: Seed = 0
@@ -101,10 +115,9 @@ class Config(Record, frozen=True):
     outliers: Outliers | None = None
     pca: Components = msgspec.field(default_factory=dict)
     balance: Literal["none", "client"] = "none"
-      leakcheck: whether the data is searched for what gives the label away before
-        anything is trained; it warns and stops nothing.
     model: Model = Gru()
     loss: Loss = Bce()
+    unimodal_weight: NonNegative = 0.3
     algorithm: Algorithm = FedAvg()
     local: Local = Local()
     server: Server = ServerSgd()
@@ -123,6 +136,7 @@ class Config(Record, frozen=True):
     devices: Positive | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    leakcheck: bool = True
 
     def __post_init__(self):
         for check in (
@@ -142,7 +156,6 @@ def _check_algorithm(config: Config):
         case Scaffold(), Sgd(momentum=momentum):
             raise ConfigError(
                 f"config: local.optimizer.momentum: {momentum}: scaffold takes the "
-    leakcheck: bool = True
                 "mean gradient from the local steps, which momentum bends: set it to 0"
             )
         case Scaffold(), _:
@@ -161,6 +174,18 @@ def _check_algorithm(config: Config):
                 "config: personal: norm: the model has no normalisation layer: add "
                 "--set model.norm=true"
             )
+        case Norm(), Fusion(encoders=named) if not any(map(_has_norm, named.values())):
+            raise ConfigError(
+                "config: personal: norm: no encoder of the model was given a "
+                "normalisation layer: name one, such as --set "
+                "'model.encoders.NAME={kind=\"gru\",norm=true}'"
+            )
+
+
+def _has_norm(encoder: Encoder) -> bool:
+    match encoder:
+        case Gru(norm=norm) | Mlp(norm=norm):
+            return norm
 
 
 def _check_clients(config: Config):
@@ -189,25 +214,6 @@ def _check_clients(config: Config):
         )
 
 
-def _check_mapping(config: Config):
-    if config.parallelism == "scan" and (config.chunk or 1) > 1:
-        raise ConfigError(
-            f"config: chunk: {config.chunk}: parallelism scan takes one client at "
-            "a time: leave chunk out, or set parallelism to vmap"
-        )
-
-
-def _check_window(config: Config):
-    if isinstance(config.loss, Bce) and config.loss.burn_in >= config.window.length:
-        raise ConfigError(
-            f"config: loss.burn_in: {config.loss.burn_in}: leaves no step of a window "
-            f"of {config.window.length} (window.length)"
-        )
-    if isinstance(config.model, Gru) and config.window.length < 2:
-        raise ConfigError(
-            "config: window.length: 1: a gru needs windows of 2 steps or more; choose "
-            "--set model=mlp for single rows"
-        )
 def _check_held_out(config: Config):
     """Refuses what clients that never train cannot have."""
     match config.split:
@@ -232,3 +238,23 @@ def _check_held_out(config: Config):
         )
 
 
+def _check_mapping(config: Config):
+    if config.parallelism == "scan" and (config.chunk or 1) > 1:
+        raise ConfigError(
+            f"config: chunk: {config.chunk}: parallelism scan takes one client at "
+            "a time: leave chunk out, or set parallelism to vmap"
+        )
+
+
+def _check_window(config: Config):
+    burn_in = config.loss.burn_in if isinstance(config.loss, Bce | Focal) else 0
+    if burn_in >= config.window.length:
+        raise ConfigError(
+            f"config: loss.burn_in: {burn_in}: leaves no step of a window "
+            f"of {config.window.length} (window.length)"
+        )
+    if isinstance(config.model, Gru) and config.window.length < 2:
+        raise ConfigError(
+            "config: window.length: 1: a gru needs windows of 2 steps or more; choose "
+            "--set model=mlp for single rows"
+        )

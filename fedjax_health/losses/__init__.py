@@ -1,5 +1,12 @@
 """Training losses."""
 
-from fedjax_health.losses.supervised import masked_bce, step_weight
+from fedjax_health.losses.combine import Term, combine
+from fedjax_health.losses.supervised import (
+    bce,
+    focal,
+    focal_bce,
+    masked_bce,
+    step_weight,
+)
 
-__all__ = ["masked_bce", "step_weight"]
+__all__ = ["Term", "bce", "combine", "focal", "focal_bce", "masked_bce", "step_weight"]

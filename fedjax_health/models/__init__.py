@@ -1,8 +1,18 @@
 """Detectors as pairs of pure functions."""
 
-from fedjax_health.models.baselines import mlp
+from fedjax_health.models.detectors import gru_detector, mlp
+from fedjax_health.models.encoders import Encoder, GruEncoder, MlpEncoder
 from fedjax_health.models.functional import build_model
+from fedjax_health.models.fusion import fusion_detector
 from fedjax_health.models.recurrent import gru
-from fedjax_health.models.streams import gru_detector
 
-__all__ = ["build_model", "gru", "gru_detector", "mlp"]
+__all__ = [
+    "Encoder",
+    "GruEncoder",
+    "MlpEncoder",
+    "build_model",
+    "fusion_detector",
+    "gru",
+    "gru_detector",
+    "mlp",
+]

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from fedjax_health.losses.supervised import masked_bce
-from fedjax_health.models.streams import gru_detector
+from fedjax_health.models.detectors import gru_detector
 
 
 def inputs(examples=4, steps=6, features=5, seed=0):
@@ -26,7 +26,9 @@ def test_logits_equal_the_formula():
     # Biases start at zero; moved, so that each one matters.
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     x = np.asarray(inputs(), np.float64)
-    layer = {k: np.asarray(v, np.float64) for k, v in params["recurrent"].items()}
+    layer = {
+        k: np.asarray(v, np.float64) for k, v in params["encoder"]["recurrent"].items()
+    }
     h = np.zeros((4, 3))
     want = np.zeros((4, 6))
     for t in range(6):
@@ -42,7 +44,7 @@ def test_logits_equal_the_formula():
 @pytest.mark.parametrize("norm", [False, True])
 def test_initial_parameters(norm):
     params = gru_detector(5, hidden=8, norm=norm).init(jax.random.key(0))
-    layer = params["recurrent"]
+    layer = params["encoder"]["recurrent"]
     assert layer["wi"].shape == (8 if norm else 5, 24)
     assert not np.any(params["head"]["bias"])
     assert not np.any(layer["bi"])
@@ -53,7 +55,7 @@ def test_initial_parameters(norm):
     assert np.abs(gates[0] - gates[1]).max() > 0.1
     limit = np.sqrt(6 / (layer["wi"].shape[0] + 8))
     assert 0.8 * limit < np.abs(layer["wi"]).max() <= limit
-    assert ("projection_norm" in params) == norm
+    assert ("projection_norm" in params["encoder"]) == norm
 
 
 @pytest.mark.parametrize("norm", [False, True])

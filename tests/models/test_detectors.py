@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health.models.baselines import causal_statistics, mlp
+from fedjax_health.models.detectors import mlp
 
 
 def normal(*shape, seed=0):
@@ -16,15 +16,24 @@ def test_equal_settings_give_the_same_functions():
     assert mlp(5).apply is not mlp(5, streams=True).apply
 
 
-def test_causal_statistics_equal_a_loop():
-    values = np.asarray(normal(2, 7, 3))
-    want = np.zeros((2, 7, 12))
-    for t in range(7):
-        past = values[:, : t + 1]
-        want[:, t] = np.concatenate(
-            [values[:, t], past.mean(1), past.min(1), past.max(1)], axis=-1
-        )
-    np.testing.assert_allclose(causal_statistics(jnp.asarray(values)), want, atol=1e-6)
+def statistics(values):
+    """The step, and mean, least and greatest value so far, by a loop."""
+    values = np.asarray(values)
+    return np.stack(
+        [
+            np.concatenate(
+                [
+                    values[:, t],
+                    values[:, : t + 1].mean(1),
+                    values[:, : t + 1].min(1),
+                    values[:, : t + 1].max(1),
+                ],
+                axis=-1,
+            )
+            for t in range(values.shape[1])
+        ],
+        axis=1,
+    )
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (6, 3)])
@@ -33,9 +42,9 @@ def test_logits_equal_the_formula(hidden, streams):
     model = mlp(5, hidden=hidden, streams=streams)
     params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0)))
     x = normal(4, 6, 5) if streams else normal(4, 5)
-    values = np.asarray(causal_statistics(x) if streams else x)
+    values = statistics(x) if streams else np.asarray(x)
     for layer in range(len(hidden)):
-        dense = params[f"dense_{layer}"]
+        dense = params["encoder"]["dense"][f"dense_{layer}"]
         values = np.maximum(values @ dense["kernel"] + dense["bias"], 0)
     want = (values @ params["head"]["kernel"] + params["head"]["bias"])[..., 0]
     got = model.apply(params, {"x": x})
@@ -54,9 +63,10 @@ def test_streams_are_causal():
 
 def test_initial_parameters_and_norm_leaves():
     params = mlp(50, hidden=(200, 100), norm=True).init(jax.random.key(0))
-    assert {"norm_0", "norm_1"} < set(params)
+    dense = params["encoder"]["dense"]
+    assert {"norm_0", "norm_1"} < set(dense)
     assert not np.any(params["head"]["bias"])
-    spread = np.std(np.asarray(params["dense_0"]["kernel"]))
+    spread = np.std(np.asarray(dense["dense_0"]["kernel"]))
     np.testing.assert_allclose(spread, np.sqrt(2 / 50), rtol=0.05)
 
 
