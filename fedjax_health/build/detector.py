@@ -4,27 +4,29 @@ from typing import Literal, Protocol, cast
 
 from fedjax_health import config, losses, models
 from fedjax_health.build.custom import custom_entry, misfit
-from fedjax_health.build.prepare import Prepared
+from fedjax_health.build.prepared import Prepared
 from fedjax_health.config import Config, ConfigError, Custom, call_custom
 from fedjax_health.core.types import InputLayout, LossFn, Model
 from fedjax_health.data.store import input_width
 
 
 class Examples(Protocol):
-    """What a detector must know of its examples.
-
-    Attributes:
-      layout: where each modality lies in ``batch["x"]``.
-      window: time steps of an example, or None for single records.
-      target: what a label belongs to; an entity's rows always are one window.
-    """
+    """What a detector must know of its examples."""
 
     @property
-    def layout(self) -> InputLayout: ...
+    def layout(self) -> InputLayout:
+        """Where each modality lies in ``batch["x"]``."""
+        ...
+
     @property
-    def window(self) -> int | None: ...
+    def window(self) -> int | None:
+        """Time steps of an example, or None for single records."""
+        ...
+
     @property
-    def target(self) -> str: ...
+    def target(self) -> str:
+        """What a label belongs to; an entity's rows always are one window."""
+        ...
 
 
 def build_model(settings: Config, examples: Prepared | Examples) -> Model:
