@@ -38,6 +38,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return plan(options)
         case "evaluate":
             return evaluate(options)
+        case "report":
+            return report(options)
         case "generate":
             return generate(options)
         case "presets":
@@ -129,6 +131,24 @@ def evaluate(options: argparse.Namespace) -> Outcome:
     finally:
         progress.on_end()
     return Outcome(result, lambda stream: _show().result(result, stream))
+
+
+def report(options: argparse.Namespace) -> Outcome:
+    """Writes the report of a finished run or of an evaluation.
+
+    Args:
+      options: folder, out and tensorboard.
+
+    Returns:
+      The page, the figures, its sections and what is left out.
+    """
+    from fedjax_health.report import write_report
+
+    events = options.tensorboard
+    if events == "":
+        events = Path(options.folder) / "tensorboard"
+    result = write_report(options.folder, out=options.out, tensorboard=events)
+    return Outcome(result, lambda stream: _show().tree(result, stream))
 
 
 def generate(options: argparse.Namespace) -> Outcome:

@@ -63,6 +63,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_device(evaluate)
 
+    report = _add(commands, "report", "write the report of a finished run as one page")
+    report.add_argument(
+        "folder", metavar="DIR", help="run folder, or a folder of evaluate"
+    )
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (default: DIR/report.html)"
+    )
+    report.add_argument(
+        "--tensorboard",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="write TensorBoard's event file too (default folder: DIR/tensorboard)",
+    )
+
     generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
     _add_config(generate)
     generate.add_argument(
