@@ -79,6 +79,20 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                 streams=streams,
                 target=target,
             )
+        case config.Statistics():
+            if streams and target == "row":
+                raise ConfigError(
+                    "config: model: statistics gives one answer for a whole window, "
+                    "and this data has a label at each step: choose --set model=gru"
+                )
+            return models.statistics_detector(
+                layout,
+                records=chosen.records,
+                hidden=chosen.hidden,
+                input_dropout=chosen.input_dropout,
+                dropout=chosen.dropout,
+                streams=streams,
+            )
         case Custom():
             return custom_entry(chosen, Model, input_width(layout), path="model")
 

@@ -7,7 +7,15 @@ names a function of your own by ``package.module:function``.
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import call_custom, import_target
 from fedjax_health.config.data import HospitalSim, Link, Physionet2012, Table, Wustl
-from fedjax_health.config.detector import Bce, Encoder, Focal, Fusion, Gru, Mlp
+from fedjax_health.config.detector import (
+    Bce,
+    Encoder,
+    Focal,
+    Fusion,
+    Gru,
+    Mlp,
+    Statistics,
+)
 from fedjax_health.config.federation import (
     Checkpoint,
     ClipL2,
@@ -101,6 +109,7 @@ __all__ = [
     "ServerSgd",
     "ServerYogi",
     "Sgd",
+    "Statistics",
     "Stratified",
     "Table",
     "WarmupCosine",

@@ -5,6 +5,7 @@ from fedjax_health.models.encoders import Encoder, GruEncoder, MlpEncoder
 from fedjax_health.models.functional import build_model
 from fedjax_health.models.fusion import fusion_detector
 from fedjax_health.models.recurrent import gru
+from fedjax_health.models.statistics import statistics_detector
 
 __all__ = [
     "Encoder",
@@ -15,4 +16,5 @@ __all__ = [
     "gru",
     "gru_detector",
     "mlp",
+    "statistics_detector",
 ]
