@@ -79,19 +79,18 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                 streams=streams,
                 target=target,
             )
-        case config.Statistics():
-            if streams and target == "row":
+        case config.WideDeep():
+            if streams:
                 raise ConfigError(
-                    "config: model: statistics gives one answer for a whole window, "
-                    "and this data has a label at each step: choose --set model=gru"
+                    "config: model: wide_deep reads single records: add --set "
+                    "window.length=1, for stays --set summarise.statistics=[...], or "
+                    "choose --set model=gru"
                 )
-            return models.statistics_detector(
+            return models.wide_deep(
                 layout,
-                records=chosen.records,
                 hidden=chosen.hidden,
                 input_dropout=chosen.input_dropout,
                 dropout=chosen.dropout,
-                streams=streams,
             )
         case Custom():
             return custom_entry(chosen, Model, input_width(layout), path="model")

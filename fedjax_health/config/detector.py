@@ -77,25 +77,21 @@ class Fusion(Record, frozen=True, tag_field="kind", tag="fusion"):
     dropout: BelowOne = 0.0
 
 
-class Statistics(Record, frozen=True, tag_field="kind", tag="statistics"):
-    """Statistics of each feature over the whole window: a linear path and a perceptron.
-
-    For labels that belong to a stay, and for single records.
+class WideDeep(Record, frozen=True, tag_field="kind", tag="wide_deep"):
+    """A linear path beside a perceptron on values and squares, for single records.
 
     Attributes:
       hidden: units of each hidden layer; empty for the linear path alone.
-      input_dropout: share of the statistics dropped during training.
+      input_dropout: share of the inputs dropped during training.
       dropout: share of hidden units dropped during training.
-      records: modalities that do not change over the window: their last row is read.
     """
 
     hidden: tuple[Positive, ...] = (64,)
     input_dropout: BelowOne = 0.3
     dropout: BelowOne = 0.5
-    records: tuple[str, ...] = ()
 
 
-Model = Gru | Mlp | Fusion | Statistics | Custom
+Model = Gru | Mlp | Fusion | WideDeep | Custom
 
 
 class Bce(Record, frozen=True, tag_field="kind", tag="bce"):

@@ -194,6 +194,44 @@ class Window(Record, frozen=True):
     stride: Positive = 5
 
 
+class Summarise(Record, frozen=True):
+    """Stays as records: statistics of each variable in place of its course.
+
+    Attributes:
+      statistics: which, of last, first, mean, min, max, std, slope, late (the mean over
+        the later half), count (log(1 + observations)) and since (log(1 + rows) from the
+        last observation to the end).
+      modalities: which are summarised; those whose values are carried forward where it
+        is empty. Of the others the last values stay.
+      log: names of columns with a long tail, * and ? as wildcards; they are taken as
+        sign(x) log(1 + |x|) first.
+    """
+
+    statistics: tuple[
+        Literal[
+            "last",
+            "first",
+            "mean",
+            "min",
+            "max",
+            "std",
+            "slope",
+            "late",
+            "count",
+            "since",
+        ],
+        ...,
+    ] = ("last", "mean", "std", "count", "slope", "late", "since")
+    modalities: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.statistics:
+            raise ValueError('statistics is empty: name at least one, such as "mean"')
+        if len(set(self.statistics)) < len(self.statistics):
+            raise ValueError(f"statistics={list(self.statistics)}: one occurs twice")
+
+
 class Scaling(Record, frozen=True):
     """Standardisation, fitted on the training part.
 

@@ -58,6 +58,7 @@ from fedjax_health.config.preparation import (
     Partition,
     Scaling,
     Split,
+    Summarise,
     Window,
 )
 
@@ -69,6 +70,8 @@ class Config(Record, frozen=True):
       seed: root of everything random.
       rounds: rounds of training.
       data: where the data comes from.
+      summarise: statistics of each stay in place of its course; the course itself where
+        it is left out.
       partition: how rows become clients.
       split: training, validation and test part.
       window: what one example is.
@@ -108,6 +111,7 @@ class Config(Record, frozen=True):
     seed: Seed = 0
     rounds: Positive = 50
     data: Data = HospitalSim()
+    summarise: Summarise | None = None
     partition: Partition = Natural()
     split: Split = Chronological()
     window: Window = Window()
@@ -247,6 +251,11 @@ def _check_mapping(config: Config):
 
 
 def _check_window(config: Config):
+    if config.summarise is not None and config.window.length > 1:
+        raise ConfigError(
+            f"config: window.length: {config.window.length}: summarise leaves one "
+            "record of each stay: add --set window.length=1"
+        )
     burn_in = config.loss.burn_in if isinstance(config.loss, Bce | Focal) else 0
     if burn_in >= config.window.length:
         raise ConfigError(
