@@ -63,6 +63,7 @@ def test_the_folder_holds_all_parts_of_a_run(run, table):
         "preprocessing.npz",
         "predictions.parquet",
         "figures.json",
+        "leakcheck.json",
         "model.npz",
         "detector.json",
         "result.json",

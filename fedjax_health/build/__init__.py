@@ -1,21 +1,30 @@
-"""A configuration becomes data, model, loss, plan and algorithm."""
+"""A configuration becomes data, model, loss, plan and algorithm.
 
-from fedjax_health.build.algorithm import (
-    Built,
-    build,
-    build_mesh,
-    build_sampling,
-    initial_params,
-    malicious_clients,
-)
-from fedjax_health.build.detector import build_loss, build_model
-from fedjax_health.build.plan import build_plan
-from fedjax_health.build.prepare import Prepared, prepare
-from fedjax_health.build.sources import (
-    build_dataset,
-    build_evaluation_dataset,
-    data_files,
-)
+Names are imported on first use: loading and checking data does not wait for jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedjax_health.build.algorithm import (
+        Built,
+        build,
+        build_mesh,
+        build_sampling,
+        initial_params,
+        malicious_clients,
+    )
+    from fedjax_health.build.detector import build_loss, build_model
+    from fedjax_health.build.leaks import find_leaks
+    from fedjax_health.build.plan import build_plan
+    from fedjax_health.build.prepared import Prepared, prepare
+    from fedjax_health.build.sources import (
+        build_dataset,
+        build_evaluation_dataset,
+        data_files,
+    )
+    from fedjax_health.build.split import split_of
 
 __all__ = [
     "Built",
@@ -29,7 +38,37 @@ __all__ = [
     "build_plan",
     "build_sampling",
     "data_files",
+    "find_leaks",
     "initial_params",
     "malicious_clients",
     "prepare",
+    "split_of",
 ]
+
+_HOMES = {
+    "Built": "algorithm",
+    "Prepared": "prepared",
+    "build": "algorithm",
+    "build_dataset": "sources",
+    "build_evaluation_dataset": "sources",
+    "build_loss": "detector",
+    "build_mesh": "algorithm",
+    "build_model": "detector",
+    "build_plan": "plan",
+    "build_sampling": "algorithm",
+    "data_files": "sources",
+    "find_leaks": "leaks",
+    "initial_params": "algorithm",
+    "malicious_clients": "algorithm",
+    "prepare": "prepared",
+    "split_of": "split",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_health import config
 from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.plan import build_plan
-from fedjax_health.build.prepare import Prepared
+from fedjax_health.build.prepared import Prepared
 from fedjax_health.config import Config, ConfigError
 from fedjax_health.core.rng import Stream, key_for, root_key
 from fedjax_health.core.types import (

@@ -40,6 +40,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return evaluate(options)
         case "report":
             return report(options)
+        case "leakcheck":
+            return leakcheck(options)
         case "generate":
             return generate(options)
         case "presets":
@@ -149,6 +151,21 @@ def report(options: argparse.Namespace) -> Outcome:
         events = Path(options.folder) / "tensorboard"
     result = write_report(options.folder, out=options.out, tensorboard=events)
     return Outcome(result, lambda stream: _show().tree(result, stream))
+
+
+def leakcheck(options: argparse.Namespace) -> Outcome:
+    """Says what gives the label away; the exit code is 0 whatever it is.
+
+    Args:
+      options: path, config, overrides and seed.
+
+    Returns:
+      The checks and every column.
+    """
+    from fedjax_health.cli.leakcheck import check, present
+
+    result = check(options)
+    return Outcome(result, lambda stream: present(result, stream))
 
 
 def generate(options: argparse.Namespace) -> Outcome:

@@ -78,6 +78,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="write TensorBoard's event file too (default folder: DIR/tensorboard)",
     )
 
+    leakcheck = _add(
+        commands,
+        "leakcheck",
+        "say what gives the label away in data, whether it is used or not",
+    )
+    leakcheck.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="table, or what the configuration's data is (default: as configured)",
+    )
+    _add_config(leakcheck, default=None)
+
     generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
     _add_config(generate)
     generate.add_argument(

@@ -19,6 +19,7 @@ from fedjax_health import build, records
 from fedjax_health.config import Config, config_hash, load, to_toml
 from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import RoundState
+from fedjax_health.data.leakcheck import as_record
 from fedjax_health.data.preprocess import save_preprocessing
 from fedjax_health.data.sampling import build_cohort_fn
 from fedjax_health.engine import checkpoint
@@ -65,7 +66,7 @@ def train(config: Config, folder: str | Path, progress: Progress) -> dict[str, A
       NonFiniteLossError: if training diverges; the last checkpoint is kept.
     """
     records.check_unused(folder)
-    run = prepare_run(config, progress)
+    run = prepare_run(config, progress, leaks=config.leakcheck)
     needed = disk_bytes(run)
     records.require_free_space(folder, needed)
     paths = records.create_folder(folder)
@@ -73,6 +74,7 @@ def train(config: Config, folder: str | Path, progress: Progress) -> dict[str, A
         about = records.environment(**machine(run), context=run_context(run))
         records.write_json(paths.environment, about)
         save_preprocessing(run.prepared.preprocessing, paths.preprocessing)
+        _write_leaks(run, paths)
         # Last of the files that describe the run: with it there is a run to resume.
         records.write_text(paths.config, to_toml(config))
         return _go_on(run, paths, _first(run), progress)
@@ -100,11 +102,13 @@ def resume(folder: str | Path, progress: Progress) -> dict[str, Any]:
             _refuse_other_config(config, paths)
             progress.on_message(f"{folder}: this run is complete")
             return with_folder(records.read_json(paths.result), paths)
-        run = prepare_run(config, progress)
+        missing = config.leakcheck and not paths.leakcheck.is_file()
+        run = prepare_run(config, progress, leaks=missing)
         context = run_context(run)
         # Until there is a checkpoint, this alone tells whether the run is the same.
         at_start = records.read_json(paths.environment)["context"]
         _refuse_other_run(at_start, context, paths)
+        _write_leaks(run, paths)
         saved = _first(run)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -130,6 +134,11 @@ def initial_state(run: Run) -> RoundState:
     """Returns the state that a run starts from."""
     params = build.initial_params(run.config, run.built.model)
     return run.built.algorithm.init(root_key(run.config.seed), params)
+
+
+def _write_leaks(run: Run, paths: RunFolder) -> None:
+    if run.leaks is not None:
+        records.write_json(paths.leakcheck, as_record(run.leaks))
 
 
 def _first(run: Run) -> Saved:

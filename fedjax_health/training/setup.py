@@ -11,6 +11,7 @@ from fedjax_health.config import Config, Custom, HospitalSim, config_hash
 from fedjax_health.core import trees
 from fedjax_health.core.rng import root_key
 from fedjax_health.data.hospital_sim import VERSION
+from fedjax_health.data.leakcheck import LeakReport
 from fedjax_health.data.preprocess import summary
 from fedjax_health.data.schema import Dataset, dataset_sha256
 from fedjax_health.engine.devices import available_cores
@@ -21,16 +22,31 @@ SMALL_FILES = 32 << 20
 
 
 class Run(NamedTuple):
-    """A configuration with all that was built from it."""
+    """A configuration with all that was built from it.
+
+    Attributes:
+      config: the configuration.
+      prepared: its data.
+      built: its detector and algorithm.
+      data_version: what tells changed data.
+      leaks: what the leak check found, or None where it was not asked for.
+    """
 
     config: Config
     prepared: build.Prepared
     built: build.Built
     data_version: str
+    leaks: LeakReport | None = None
 
 
-def prepare_run(config: Config, progress: Progress) -> Run:
-    """Builds everything that a configuration names; nothing is trained."""
+def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> Run:
+    """Builds everything that a configuration names; nothing is trained.
+
+    Args:
+      config: the configuration.
+      progress: told the size of things, and of every leak check that fails.
+      leaks: whether the data is searched for what gives the label away.
+    """
     dataset = build.build_dataset(config)
     prepared = build.prepare(config, dataset)
     train_part, population = summary(prepared.parts.train), prepared.store.num_clients
@@ -46,6 +62,10 @@ def prepare_run(config: Config, progress: Progress) -> Run:
             f"{len(train_part.single_class_clients)} of {population} "
             "clients have one class only in training"
         )
+    found = build.find_leaks(config, dataset, prepared.split) if leaks else None
+    for check in found.checks if found is not None else ():
+        if not check.passed:
+            progress.on_message(f"warning: leak check, {check.check}: {check.message}")
     built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
     return Run(config, prepared, built, _data_version(config, dataset))

@@ -1,0 +1,115 @@
+"""Every column of a table is looked at, those too that no detector sees."""
+
+import numpy as np
+import pytest
+
+from fedjax_health.build import build_dataset, find_leaks, split_of
+from fedjax_health.config import parse
+
+SETTINGS = """
+window.length = 5
+
+[data]
+kind = "table"
+path = "{path}"
+client = "site"
+time = "minute"
+drop = ["address", "note"]
+modalities = {{ flow = ["load", "rate"] }}
+
+[model]
+kind = "mlp"
+"""
+
+
+def table(path, *, rows=400, seed=0):
+    """A CSV: "address" gives the label away, "note" is text, "spare" has gaps."""
+    generator = np.random.default_rng(seed)
+    lines = ["site,minute,load,rate,address,note,spare,label"]
+    for site in ("b", "a"):
+        for minute in generator.permutation(rows):
+            label = int(generator.random() < 0.3)
+            load, rate = generator.normal(size=2) + 0.5 * label
+            spare = "" if generator.random() < 0.5 else f"{generator.normal():.3f}"
+            address = f"10.0.{label}.{generator.integers(9)}"
+            note = generator.choice(["x, y", "z"])
+            lines.append(
+                f'{site},{minute},{load:.4f},{rate:.4f},{address},"{note}",{spare},'
+                f"{label}"
+            )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def report_of(path, *changes):
+    settings = parse(SETTINGS.format(path=path), changes)
+    dataset = build_dataset(settings)
+    return find_leaks(settings, dataset, split_of(settings, dataset))
+
+
+def test_dropped_and_unused_columns_are_shown_with_their_roles(tmp_path):
+    report = report_of(table(tmp_path / "t.csv"))
+    roles = {one.column: one.role for one in report.columns}
+    assert roles == {
+        "load": "flow",
+        "rate": "flow",
+        "address": "drop",
+        "note": "drop",
+        "spare": "unused",
+        "site": "client",
+        "minute": "time",
+    }
+    assert report.passed
+    # The rows of the second reading are those of the first, in the same order.
+    first = report.columns[0]
+    assert (first.column, first.suspicious) == ("address", True)
+    assert first.auroc == pytest.approx(1, abs=1e-3)
+    assert all(one.auroc < 0.75 for one in report.columns[1:])
+
+
+def test_the_same_column_in_use_is_a_warning(tmp_path):
+    report = report_of(
+        table(tmp_path / "t.csv"),
+        'data.drop=["note"]',
+        'data.modalities.flow=["load", "rate", "address"]',
+        'data.categorical=["address"]',
+    )
+    assert not report.passed
+    assert "address (AUROC 1.000); list them in drop" in report.checks[0].message
+
+
+def test_data_that_are_no_table(tmp_path):
+    path = table(tmp_path / "t.csv")
+    settings = parse(SETTINGS.format(path=path))
+    dataset = build_dataset(settings)
+    generated = parse('data.kind = "hospital_sim"')
+    report = find_leaks(generated, dataset, split_of(settings, dataset))
+    assert [one.role for one in report.columns if one.column == "client"] == ["client"]
+    assert {one.column for one in report.columns} == {
+        "load",
+        "rate",
+        "client",
+        "entity",
+        "time",
+    }
+
+
+@pytest.mark.realdata
+def test_wustl_addresses_give_the_label_away(data_root):
+    path = data_root / "wustl_ehms_2020" / "wustl-ehms-2020_first70.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} not found")
+    from fedjax_health.config import load
+
+    settings = load("wustl", [f'data.path="{path}"'])
+    dataset = build_dataset(settings)
+    report = find_leaks(settings, dataset, split_of(settings, dataset))
+    assert report.passed
+    assert report.columns[0] == ("SrcMac", "drop", 1.0, True)
+    assert [one.column for one in report.columns if one.suspicious] == ["SrcMac"]
+    # Rows dealt at random learn the time of each attack.
+    rows = load("wustl", [f'data.path="{path}"', "split=stratified", "split.unit=row"])
+    report = find_leaks(rows, dataset, split_of(rows, dataset))
+    (check,) = [one for one in report.checks if one.check == "identifiers and time"]
+    assert check.value > 0.85
+    assert not check.passed

@@ -1,0 +1,113 @@
+"""fedjax-health leakcheck: a verdict, a table, JSON, and no jax."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedjax_health.cli.main import execute
+from fedjax_health.cli.parser import parse_flags
+from tests import tiny
+
+
+def invoke(*arguments):
+    return execute(parse_flags(["fedjax-health", *map(str, arguments)]))
+
+
+@pytest.fixture
+def leaky(tmp_path):
+    """A table whose column "mac" is the label."""
+    lines = tiny.table_lines()
+    told = [f"{line},{line[-1]}" for line in lines[1:]]
+    return tiny.write_table(tmp_path / "leaky.csv", [f"{lines[0]},mac", *told])
+
+
+ROLES = ("--set", "data.client=site", "--set", "data.entity=device")
+ROLES += ("--set", "data.time=minute", "--set", "split.scope=entity")
+ROLES += ("--set", "window.length=5")
+
+
+def test_a_table_as_it_is(leaky, capsys):
+    assert invoke("leakcheck", leaky, *ROLES) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 of 4 checks warn (960 rows, 4 clients)\n")
+    assert (
+        "WARNING single column: columns give the label away: mac (AUROC 1.000)" in out
+    )
+    (line,) = [line for line in out.splitlines() if line.split()[:1] == ["mac"]]
+    assert line.split() == ["mac", "features", "1.0000", "yes"]
+
+
+def test_json_and_dropped_columns(leaky, capsys):
+    drop = ("--set", 'data.drop=["mac"]')
+    assert invoke("leakcheck", leaky, *ROLES, *drop, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["passed"] is True
+    assert (result["rows"], result["clients"]) == (960, 4)
+    best = result["columns"][0]
+    assert best == {"column": "mac", "role": "drop", "auroc": 1.0, "suspicious": True}
+    assert {one["column"] for one in result["columns"]} == {
+        *tiny.COLUMNS,
+        "mac",
+        "site",
+        "device",
+        "minute",
+    }
+
+
+def test_a_configuration_names_the_roles(leaky, tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(tiny.settings(tmp_path / "elsewhere.csv"), encoding="utf-8")
+    assert invoke("leakcheck", leaky, "--config", config, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["columns"][0]["column"] == "mac"
+    clean = tiny.write_table(tmp_path / "elsewhere.csv")
+    assert invoke("leakcheck", "--config", config) == 0
+    assert clean.is_file()
+    out = capsys.readouterr().out
+    assert out.startswith("nothing gives the label away (960 rows, 4 clients)\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("nowhere.csv",), "nowhere.csv does not exist"),
+        (("{leaky}", "--set", "data.label=alarm"), "no column 'alarm' (label)"),
+        (("{leaky}", "--config", "demo"), "data.path: no such field of hospital_sim"),
+        (("{leaky}", "--set", "split=leave_one_out"), "split.client: names no client"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, expected, leaky, capsys):
+    filled = [argument.format(leaky=leaky) for argument in arguments]
+    assert invoke("leakcheck", *filled) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_warnings_of_the_loader_are_lines_on_stderr(leaky, capsys):
+    lines = leaky.read_text().splitlines()
+    empty = [f"{lines[0]},gone", *(f"{line}," for line in lines[1:])]
+    tiny.write_table(leaky, empty)
+    masked = ("--set", "data.allow_missing=true")
+    assert invoke("leakcheck", leaky, *ROLES, *masked, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"] == 960
+    (line,) = captured.err.splitlines()
+    assert line.startswith("warning: ")
+    assert "'gone'" in line
+
+
+def test_tables_are_checked_without_jax(leaky):
+    program = (
+        "import sys; from fedjax_health.cli.main import execute; "
+        "from fedjax_health.cli.parser import parse_flags; "
+        f"line = ['x', 'leakcheck', {str(leaky)!r}, '--json', *{ROLES!r}]; "
+        "code = execute(parse_flags(line)); "
+        "print(code, 'jax' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.split()[-2:] == ["0", "False"]
