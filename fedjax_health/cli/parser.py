@@ -123,12 +123,12 @@ def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser):
+def _add_config(parser: argparse.ArgumentParser, *, default: str | None = "demo"):
     parser.add_argument(
         "--config",
-        default="demo",
+        default=default,
         metavar="CONFIG",
-        help="TOML file or preset name (default: demo)",
+        help=f"TOML file or preset name (default: {default or 'a table as it is'})",
     )
     parser.add_argument(
         "--set",

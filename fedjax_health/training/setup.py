@@ -68,7 +68,7 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
             progress.on_message(f"warning: leak check, {check.check}: {check.message}")
     built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
-    return Run(config, prepared, built, _data_version(config, dataset))
+    return Run(config, prepared, built, _data_version(config, dataset), found)
 
 
 def _data_version(config: Config, dataset: Dataset) -> str:
