@@ -24,6 +24,9 @@ from fedjax_health.data.schema import (
     segment_starts,
 )
 
+# The made stays have few variables.
+pytestmark = pytest.mark.filterwarnings("ignore:.*without value:UserWarning")
+
 HEADER = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n"
 
 

@@ -180,7 +180,9 @@ def test_numbers_that_order_rows_give_no_step(tmp_path):
 
 def test_columns_without_values_are_said_where_they_may_be_missing(tmp_path):
     write(tmp_path, one="a,b,c,y\n1,,,0\n2,,,1\n")
-    with pytest.warns(DataWarning, match="columns 'b', 'c' of modality"):
+    with pytest.warns(
+        DataWarning, match="columns 'b', 'c' of modality 'features' without value"
+    ):
         load_table(tmp_path / "one.csv", ColumnRoles(label="y", allow_missing=True))
     assert "line 2, column 'b': no value" in refused(tmp_path / "one.csv")
 

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedjax_health.data.loaders.absent import warn_of_empty_columns
 from fedjax_health.data.loaders.cells import (
     as_float32,
     as_texts,
@@ -42,7 +43,6 @@ from fedjax_health.data.loaders.reading import (
     require_folder,
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
-from fedjax_health.data.loaders.tabular import warn_of_empty_columns
 from fedjax_health.data.loaders.units import warn_of_unit_changes
 from fedjax_health.data.schema import DataError, Dataset, DataWarning, take_rows
 
@@ -311,7 +311,7 @@ def _load(settings: _Settings, *, apache_score: bool, labelled: bool) -> Loaded:
             stacklevel=3,
         )
     source = str(settings.folder)
-    warn_of_empty_columns(dataset, source=source)
+    warn_of_empty_columns(dataset, source=source, strict=labelled)
     warn_of_unit_changes(dataset, source=source, in_time=False)
     return Loaded(dataset, has_labels)
 

@@ -13,6 +13,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from fedjax_health.data.loaders.absent import (
+    warn_of_absent_columns,
+    warn_of_empty_columns,
+)
 from fedjax_health.data.loaders.cells import (
     as_float32,
     distinct,
@@ -35,7 +39,6 @@ from fedjax_health.data.loaders.reading import (
     suggest,
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
-from fedjax_health.data.loaders.tabular import warn_of_empty_columns
 from fedjax_health.data.loaders.units import (
     warn_of_unit_changes,
     warn_of_unit_changes_in_events,
@@ -209,6 +212,7 @@ def _load(
     for name in roles.modalities:
         if name == "static":
             modalities[name] = _static(frame, roles, place)
+            warn_of_absent_columns({name: roles.static}, frame, source=source.name)
         else:
             origin = None
             if roles.origin is not None:
@@ -230,7 +234,7 @@ def _load(
         bin_seconds=roles.bin_seconds,
         patient=patient,
     )
-    warn_of_empty_columns(dataset, source=str(path))
+    warn_of_empty_columns(dataset, source=str(path), strict=labelled)
     if "static" in roles.modalities:
         static = dataset._replace(features={"static": dataset.features["static"]})
         warn_of_unit_changes(static, source=source.name, in_time=False)
@@ -297,7 +301,8 @@ def _series(
     )
     as_float32(value, roles.value, place)
     codes, found = read_names(frame[roles.variable], place)
-    value[implausible(codes, value, found, roles.ranges)] = np.nan
+    outside = implausible(codes, value, found, roles.ranges)
+    value = np.where(outside, np.nan, value)
     observed = ~np.isnan(value)
     names = _variables(codes, found, entity, observed, len(stays), known, roles, source)
     column = np.asarray([names.index(n) if n in names else -1 for n in found])[codes]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fedjax_health.data.loaders.absent import warn_of_empty_columns
 from fedjax_health.data.loaders.cells import (
     as_texts,
     is_missing,
@@ -36,7 +37,6 @@ from fedjax_health.data.loaders.reading import (
     require_folder,
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
-from fedjax_health.data.loaders.tabular import warn_of_empty_columns
 from fedjax_health.data.loaders.units import warn_of_unit_changes
 from fedjax_health.data.schema import DataError, Dataset
 
@@ -223,7 +223,7 @@ def _load(
         bin_seconds=60 * bin_minutes,
         patient=frame[_PATIENT].tolist(),
     )
-    warn_of_empty_columns(dataset, source=str(folder))
+    warn_of_empty_columns(dataset, source=str(folder), strict=labelled)
     warn_of_unit_changes(dataset, source=str(folder), in_time=False)
     return Loaded(dataset, has_labels)
 

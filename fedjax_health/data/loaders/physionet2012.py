@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from fedjax_health.data.loaders.absent import warn_of_empty_columns
 from fedjax_health.data.loaders.cells import read_label, read_names
 from fedjax_health.data.loaders.gridding import (
     Aggregate,
@@ -37,6 +38,7 @@ from fedjax_health.data.loaders.reading import (
     require_columns,
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
+from fedjax_health.data.loaders.units import warn_of_unit_changes
 from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
 HOURS = 48
@@ -223,6 +225,8 @@ def _load(
         positive="death in hospital",
         bin_seconds=60 * bin_minutes,
     )
+    warn_of_empty_columns(dataset, source=str(stays), strict=labelled)
+    warn_of_unit_changes(dataset, source=str(stays), in_time=False)
     return Loaded(dataset, results is not None)
 
 

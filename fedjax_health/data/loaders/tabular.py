@@ -7,7 +7,6 @@ one line that names the place in the file and what to do.
 
 import glob
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedjax_health.data.loaders.absent import (
+    warn_of_absent_columns,
+    warn_of_empty_columns,
+)
 from fedjax_health.data.loaders.cells import (
     as_float32,
     distinct,
@@ -49,7 +52,7 @@ from fedjax_health.data.loaders.roles import (
     named_columns,
 )
 from fedjax_health.data.loaders.units import warn_of_unit_changes
-from fedjax_health.data.schema import DataError, Dataset, DataWarning, segment_ids
+from fedjax_health.data.schema import DataError, Dataset, segment_ids
 
 __all__ = [
     "ColumnRoles",
@@ -400,7 +403,8 @@ def _build(
         dataset = dataset._replace(step_seconds=_median_step(dataset))
     if roles.target == "entity":
         _refuse_mixed(dataset, place.source)
-    warn_of_empty_columns(dataset, source=place.source)
+    warn_of_empty_columns(dataset, source=place.source, strict=strict)
+    warn_of_absent_columns(modalities, table.columns, source=place.source)
     warn_of_unit_changes(dataset, source=place.source)
     return Loaded(dataset, has_labels)
 
@@ -498,31 +502,4 @@ def _refuse_mixed(dataset: Dataset, source: str) -> None:
             f"{source}: the label of entity {entity!r} of client "
             f"{dataset.client_names[dataset.client[row]]!r} changes; with target = "
             '"entity" all its rows have one label'
-        )
-
-
-def warn_of_empty_columns(dataset: Dataset, *, source: str) -> None:
-    """Warns of columns without any value, and of modalities without any, once each.
-
-    Args:
-      dataset: as a loader returns it.
-      source: what the warning calls it.
-    """
-    for modality, values in dataset.features.items():
-        empty = np.all(np.isnan(values), axis=0)
-        names = [
-            repr(name)
-            for name, none in zip(dataset.feature_names[modality], empty, strict=True)
-            if none
-        ]
-        if len(names) == values.shape[1]:
-            what = f"no column of modality {modality!r} holds a value"
-        elif len(names) == 1:
-            what = f"column {names[0]} of modality {modality!r} holds no value"
-        elif names:
-            what = f"columns {shorten(names)} of modality {modality!r} hold no value"
-        else:
-            continue
-        warnings.warn(
-            f"{source}: {what}; it counts as not observed", DataWarning, stacklevel=3
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_health.data.schema import Dataset, DataWarning
+from fedjax_health.data.schema import Dataset, DataWarning, examples_of
 
 # Kilograms to pounds is 2.2, inches to centimetres 2.5, Celsius to Fahrenheit about 2.7
 # at body temperature; all usual units of laboratories are further apart.
@@ -43,19 +43,26 @@ def warn_of_unit_changes(
       source: what the warning calls it.
       in_time: whether ``time`` orders the rows of different entities of a client.
     """
-    chosen, rows = _largest(dataset.client, dataset.num_clients)
-    client = np.searchsorted(chosen, dataset.client[rows])
-    block = _blocks(client, dataset.time[rows])
-    names = [dataset.client_names[number] for number in chosen]
-    for modality, values in dataset.features.items():
-        kinds = dataset.categories.get(modality, {})
-        hits = [
-            (name, place)
-            for column, name in enumerate(dataset.feature_names[modality])
-            if name not in kinds
-            for place in _places(values[rows, column], block, names, in_time)
-        ]
-        _say(hits, modality, source)
+    # What holds for a stay is repeated in its rows but was observed once.
+    whole = dataset.target == "entity"
+    once = [n for n in dataset.features if whole and n not in dataset.carried]
+    parts = [(dataset, [n for n in dataset.features if n not in once])]
+    if once:
+        parts.append((examples_of(dataset), once))
+    for part, modalities in parts:
+        chosen, rows = _largest(part.client, part.num_clients)
+        block = _blocks(np.searchsorted(chosen, part.client[rows]), part.time[rows])
+        names = [part.client_names[int(number)] for number in chosen]
+        for modality in modalities:
+            values = part.features[modality]
+            kinds = part.categories.get(modality, {})
+            hits = [
+                (name, place)
+                for column, name in enumerate(part.feature_names[modality])
+                if name not in kinds
+                for place in _places(values[rows, column], block, names, in_time)
+            ]
+            _say(hits, modality, source)
 
 
 def warn_of_unit_changes_in_events(
@@ -140,13 +147,15 @@ def _say(hits: list[tuple[str, str]], modality: str, source: str) -> None:
 
 def _counts(values: np.ndarray, block: np.ndarray, num_clients: int) -> np.ndarray:
     """Returns int64 [clients, blocks, steps], observed values on the grid."""
-    seen = ~np.isnan(values)
+    seen = np.flatnonzero(~np.isnan(values))
     with np.errstate(divide="ignore", invalid="ignore"):
-        exponent = np.where(values > 0, np.log10(np.abs(values)), -np.inf)
-    step = np.clip((exponent - _LOWEST) * _PER_DECADE, 0, _STEPS - 1)
-    code = block * _STEPS + np.where(seen, step, 0).astype(np.int64)
+        exponent = np.log10(values[seen])
+    # The logarithm of what is not positive is NaN or minus infinity: step 0.
+    exponent = np.nan_to_num(exponent, nan=_LOWEST, neginf=_LOWEST)
+    step = np.clip((exponent - _LOWEST) * _PER_DECADE, 0, _STEPS - 1).astype(np.int64)
     size = num_clients * _BLOCKS * _STEPS
-    return np.bincount(code[seen], minlength=size).reshape(num_clients, _BLOCKS, -1)
+    code = block[seen] * _STEPS + step
+    return np.bincount(code, minlength=size).reshape(num_clients, _BLOCKS, -1)
 
 
 def _quantiles(counts: np.ndarray) -> np.ndarray:
