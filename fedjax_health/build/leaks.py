@@ -1,6 +1,7 @@
 """The leak check of a configuration's data; imports no jax, so that it starts fast."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ from fedjax_health.build.sources import table_roles
 from fedjax_health.config import Config
 from fedjax_health.data.leakcheck import LeakReport, leakcheck
 from fedjax_health.data.loaders.reading import open_table
-from fedjax_health.data.loaders.roles import ColumnRoles, named_columns
+from fedjax_health.data.loaders.roles import REST, ColumnRoles, named_columns
 from fedjax_health.data.loaders.tabular import find_tables, load_table
 from fedjax_health.data.schema import Dataset, segment_starts
 
@@ -33,7 +34,8 @@ def find_leaks(settings: Config, dataset: Dataset, split: np.ndarray) -> LeakRep
         names = {"client": "client", "entity": "entity", "time": "time"}
     else:
         path, roles = table
-        unused = _unused_columns(path, roles, dataset)
+        seen = None if settings.summarise is not None else dataset.feature_names
+        unused = _unused_columns(path, roles, seen)
         columns = {role: getattr(roles, role) for role in ("client", "entity", "time")}
         names = {role: name for role, name in columns.items() if name is not None}
     if dataset.num_clients < 2:
@@ -45,11 +47,23 @@ def find_leaks(settings: Config, dataset: Dataset, split: np.ndarray) -> LeakRep
     )
 
 
-def _unused_columns(path: str, roles: ColumnRoles, dataset: Dataset) -> Dataset | None:
-    """Returns the same rows with the columns that the dataset does not have."""
+def _unused_columns(
+    path: str, roles: ColumnRoles, seen: Mapping[str, Sequence[str]] | None
+) -> Dataset | None:
+    """Returns the columns that no detector sees, by their roles.
+
+    Args:
+      path: of the table.
+      roles: what its columns mean.
+      seen: modality name -> columns of the dataset; those of the roles where the
+        dataset's are others, made from them.
+    """
     first = find_tables(path, roles)[0]
     columns = open_table(first, delimiter=roles.delimiter).columns
-    used = {name for names in dataset.feature_names.values() for name in names}
+    held = roles.modalities if seen is None else seen
+    used = {name for names in held.values() if names != REST for name in names}
+    if REST in held.values():
+        used |= set(columns) - {column for _, column in named_columns(roles)}
     single = ("label", "attack", "client", "entity", "patient", "time")
     used |= {column for role, column in named_columns(roles) if role in single}
     rest = [column for column in columns if column not in used]

@@ -212,6 +212,8 @@ def _events(data: config.Events) -> EventRoles:
 
 
 def _event_files(data: config.Events, path: str) -> tuple[str, str]:
+        case config.Heart():
+            return _path(data.path), heart.HEART_ROLES
     """Returns the observations and the table of entities beside them."""
     if os.path.isdir(path):
         folder, path = path, os.path.join(path, os.path.basename(data.path))

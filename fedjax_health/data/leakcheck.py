@@ -197,17 +197,22 @@ def _identifiers(
     examples = examples_of(dataset)
     picked = _sample(examples.num_rows, seed)
     label = examples.label[picked]
-    values = {
-        "client": examples.client,
-        # Entities of two clients are two, whatever their numbers.
-        "entity": segment_ids(examples),
-        "time": examples.time,
+    values: dict[str, list[tuple[np.ndarray, bool]]] = {
+        "client": [(examples.client, False)],
+        # Entities of two clients are two, whatever their numbers; but those may have
+        # been given in an order that tells.
+        "entity": [(segment_ids(examples), False), (examples.entity, True)],
+        "time": [(examples.time, True)],
     }
     found = []
     for role, name in names.items():
-        column = values[role][picked].astype(np.float64)
-        area = column_auroc(column, label, ordered=role == "time", seed=seed)
-        found.append(_leak(name, role, area))
+        areas = [
+            column_auroc(
+                column[picked].astype(np.float64), label, ordered=ordered, seed=seed
+            )
+            for column, ordered in values[role]
+        ]
+        found.append(_leak(name, role, max(areas, key=lambda area: area or 0)))
     return found
 
 

@@ -78,6 +78,32 @@ def test_the_same_column_in_use_is_a_warning(tmp_path):
     assert "address (AUROC 1.000); list them in drop" in report.checks[0].message
 
 
+@pytest.mark.parametrize("modalities", ['["load", "rate"]', '"rest"'])
+def test_columns_that_are_summarised_are_in_use(tmp_path, modalities):
+    lines = table(tmp_path / "t.csv").read_text().splitlines()
+    head, *rows = [line.rpartition(",")[0] for line in lines]
+    # Stays of four rows of one site, every third of them positive.
+    stays = [f"{row},{i // 4},{i // 4 % 3 // 2}" for i, row in enumerate(rows)]
+    path = tmp_path / "stays.csv"
+    path.write_text("\n".join([f"{head},stay,label", *stays]), encoding="utf-8")
+    report = report_of(
+        path,
+        f"data.modalities.flow={modalities}",
+        "data.entity=stay",
+        "data.target=entity",
+        "data.allow_missing=true",
+        'data.carried=["flow"]',
+        "split=stratified",
+        "window.length=1",
+        'summarise.statistics=["last", "mean"]',
+    )
+    roles = {one.column: one.role for one in report.columns}
+    assert roles["load last"] == roles["load mean"] == "flow"
+    assert "load" not in roles
+    assert roles["address"] == "drop"
+    assert ("spare" in roles) == (modalities != '"rest"')
+
+
 def test_data_that_are_no_table(tmp_path):
     path = table(tmp_path / "t.csv")
     settings = parse(SETTINGS.format(path=path))
