@@ -196,6 +196,8 @@ def table_roles(settings: Config) -> tuple[str, ColumnRoles] | None:
     match data:
         case config.Wustl():
             return _path(data.path), WUSTL_ROLES
+        case config.Heart():
+            return _path(data.path), heart.HEART_ROLES
         case config.Table():
             return _path(data.path), _roles(data)
     return None
@@ -212,8 +214,6 @@ def _events(data: config.Events) -> EventRoles:
 
 
 def _event_files(data: config.Events, path: str) -> tuple[str, str]:
-        case config.Heart():
-            return _path(data.path), heart.HEART_ROLES
     """Returns the observations and the table of entities beside them."""
     if os.path.isdir(path):
         folder, path = path, os.path.join(path, os.path.basename(data.path))
