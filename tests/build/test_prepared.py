@@ -1,9 +1,12 @@
 """From a dataset and a configuration to parts, store and what losses need."""
 
+import types
+
 import numpy as np
 import pytest
 
 from fedjax_health.build import build_sampling, prepare
+from fedjax_health.build import prepared as prepared_module
 from fedjax_health.config import ConfigError, parse
 from fedjax_health.data.schema import Dataset, check_dataset
 from fedjax_health.data.splits import Part
@@ -117,6 +120,15 @@ def test_clients_that_are_held_out_are_no_part_of_the_federation(changes, held_o
     scaler = prepared.preprocessing.scaler
     age = scaler.mean["admission"][:, 3]
     np.testing.assert_allclose(age[population:], age[:population].mean())
+
+
+def test_patients_are_packed_where_modalities_are_aligned():
+    data = stays()
+    asked = types.SimpleNamespace(balance="none", alignment=object())
+    extra = prepared_module._extra(asked, data)
+    assert set(extra) == {"patient"}
+    assert extra["patient"].dtype == np.int32
+    np.testing.assert_array_equal(extra["patient"], data.patient)
 
 
 def test_a_split_may_have_a_seed_of_its_own():
