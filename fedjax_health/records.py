@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,6 +264,29 @@ def require_free_space(folder: StrPath, num_bytes: int):
             f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB "
             "are free: free some space, or name a folder on another disk (--out FOLDER)"
         )
+
+
+@contextlib.contextmanager
+def tell_warnings(progress: Progress, category: type[Warning]) -> Iterator[None]:
+    """Tells warnings of a kind as messages, each once, when the block has ended.
+
+    Args:
+      progress: told ``warning: ...``.
+      category: which warnings; others are warned of as usual.
+
+    Yields:
+      Nothing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category)
+        yield
+    said = set()
+    for one in caught:
+        if not issubclass(one.category, category):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        elif str(one.message) not in said:
+            said.add(str(one.message))
+            progress.on_message(f"warning: {one.message}")
 
 
 @contextlib.contextmanager

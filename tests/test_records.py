@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import namedtuple
 
 import numpy as np
@@ -325,3 +326,20 @@ def test_records_import_neither_jax_nor_numpy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[]"
+
+
+# Warnings
+
+
+def test_warnings_of_a_kind_become_messages_and_others_stay():
+    told = []
+    progress = records.SILENT._replace(on_message=told.append)
+    with (
+        pytest.warns(DeprecationWarning, match="old"),
+        records.tell_warnings(progress, UserWarning),
+    ):
+        for text in ("odd", "odd", "strange"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        assert told == []
+    assert told == ["warning: odd", "warning: strange"]

@@ -112,8 +112,24 @@ def build_evaluation_dataset(
       DataError: if it cannot be used.
       ConfigError: if the configuration does not name the data.
     """
-    loaded = _load_other(settings, os.fspath(path), feature_names=feature_names)
+    names = _columns_before(settings, feature_names)
+    loaded = _load_other(settings, os.fspath(path), feature_names=names)
     return loaded._replace(dataset=_summarised(settings, loaded.dataset))
+
+
+def _columns_before(
+    settings: Config, feature_names: Mapping[str, Sequence[str]] | None
+) -> Mapping[str, Sequence[str]] | None:
+    """Returns the columns that summaries such as "pulse mean" were made of."""
+    if settings.summarise is None or feature_names is None:
+        return feature_names
+    endings = tuple(f" {name}" for name in settings.summarise.statistics)
+    return {
+        modality: tuple(dict.fromkeys(name.rpartition(" ")[0] for name in names))
+        if all(name.endswith(endings) for name in names)
+        else names
+        for modality, names in feature_names.items()
+    }
 
 
 def _load_other(

@@ -19,6 +19,7 @@ from fedjax_health.data.preprocess import (
 from fedjax_health.data.schema import (
     DataError,
     Dataset,
+    DataWarning,
     examples_of,
     segment_ids,
 )
@@ -68,9 +69,10 @@ def evaluate(
     records.check_unused(target)
 
     preprocessing = load_preprocessing(paths.preprocessing)
-    loaded, labelled = build_evaluation_dataset(
-        config, data, feature_names=preprocessing.feature_names
-    )
+    with records.tell_warnings(progress, DataWarning):
+        loaded, labelled = build_evaluation_dataset(
+            config, data, feature_names=preprocessing.feature_names
+        )
     absent = absent_modalities(preprocessing, loaded)
     unknown = unseen_categories(preprocessing.vocabulary, loaded)
     dataset = apply_preprocessing(preprocessing, loaded)

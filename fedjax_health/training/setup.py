@@ -13,7 +13,7 @@ from fedjax_health.core.rng import root_key
 from fedjax_health.data.hospital_sim import VERSION
 from fedjax_health.data.leakcheck import LeakReport
 from fedjax_health.data.preprocess import summary
-from fedjax_health.data.schema import Dataset, dataset_sha256
+from fedjax_health.data.schema import Dataset, DataWarning, dataset_sha256
 from fedjax_health.engine.devices import available_cores
 from fedjax_health.records import Progress
 
@@ -47,7 +47,8 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
       progress: told the size of things, and of every leak check that fails.
       leaks: whether the data is searched for what gives the label away.
     """
-    dataset = build.build_dataset(config)
+    with records.tell_warnings(progress, DataWarning):
+        dataset = build.build_dataset(config)
     prepared = build.prepare(config, dataset)
     train_part, population = summary(prepared.parts.train), prepared.store.num_clients
     held_out = train_part.num_clients - population
