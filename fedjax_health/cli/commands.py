@@ -1,6 +1,7 @@
 """One function per subcommand; heavy imports happen inside."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -132,7 +133,8 @@ def evaluate(options: argparse.Namespace) -> Outcome:
         result = score(folder.root, options.data, progress, out=options.out)
     finally:
         progress.on_end()
-    return Outcome(result, lambda stream: _show().result(result, stream))
+    shown = _with_report(result, result["folder"], options)
+    return Outcome(shown, lambda stream: _show().result(shown, stream))
 
 
 def report(options: argparse.Namespace) -> Outcome:
@@ -268,7 +270,24 @@ def _watch(
         raise KeyboardInterrupt(f"interrupted; {way_out}") from None
     finally:
         progress.on_end()
-    return Outcome(result, lambda stream: _show().result(result, stream))
+    shown = _with_report(result, folder, options)
+    return Outcome(shown, lambda stream: _show().result(shown, stream))
+
+
+def _with_report(
+    result: dict[str, Any], folder: str | Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Adds the page to a result, which must not be lost if no page can be written."""
+    if options.no_report:
+        return result
+    from fedjax_health.report import write_report
+
+    try:
+        page = write_report(folder)["report"]
+    except records.RunFolderError as error:
+        print(f"fedjax-health: no report: {error}", file=sys.stderr)
+        return result
+    return {**result, "report": str(page)}
 
 
 def _write(stream: TextIO, text: str):

@@ -35,9 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="run folder, new or empty (default: runs/CONFIG-SEED, then -2, -3, ...)",
     )
+    _add_report(run)
 
     resume = _add(commands, "resume", "go on with a run from its last checkpoint")
     resume.add_argument("folder", metavar="DIR", help="run folder")
+    _add_report(resume)
     _add_device(resume)
 
     plan = _add(
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where scores go, new or empty (default: DIR/evaluations/NAME)",
     )
+    _add_report(evaluate)
     _add_device(evaluate)
 
     report = _add(commands, "report", "write the report of a finished run as one page")
@@ -139,6 +142,12 @@ def _add_config(parser: argparse.ArgumentParser, *, default: str | None = "demo"
         help="override one field, such as local.batch_size=64; may be repeated",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the run")
+
+
+def _add_report(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--no-report", action="store_true", help="write no report.html at the end"
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser):

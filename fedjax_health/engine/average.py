@@ -52,7 +52,7 @@ def averaging(
             average = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
             return AverageState(inner.init(params), average, jnp.float32(0))
 
-        def update(updates: Any, state: AverageState, params: Params = None):
+        def update(updates: Any, state: Any, params: Params = None):
             change, inner_state = inner.update(updates, state.inner, params)
             moved = optax.apply_updates(params, change)
             rounds = state.rounds + 1
