@@ -11,10 +11,13 @@ from fedjax_health.core.types import Batch, InputLayout, Key, Model
 from fedjax_health.models.encoders import (
     Branch,
     Encoder,
+    GruDEncoder,
     GruEncoder,
     MlpEncoder,
     Pooling,
     Target,
+    TcnEncoder,
+    TransformerEncoder,
 )
 from fedjax_health.models.functional import build_model
 from fedjax_health.models.inputs import as_layout, split_batch
@@ -25,16 +28,15 @@ class _Detector(nnx.Module):
         self,
         layout: InputLayout,
         encoder: Encoder,
-        owner: str,
         streams: bool,
         target: Target,
         *,
         rngs: nnx.Rngs,
     ):
         self.layout = layout
-        self.owner = owner
         self.streams = streams
         self.each_step = streams and target == "row"
+        self.owner = f"{_OWNERS[type(encoder)]}(streams={streams})"
         self.encoder = Branch(
             layout, encoder, streams=streams, target=target, rngs=rngs
         )
@@ -46,12 +48,52 @@ class _Detector(nnx.Module):
         return jnp.swapaxes(logits, 0, 1) if self.each_step else logits
 
 
+_OWNERS = {
+    GruEncoder: "gru_detector",
+    GruDEncoder: "grud_detector",
+    TcnEncoder: "tcn_detector",
+    TransformerEncoder: "ft_transformer",
+    MlpEncoder: "mlp",
+}
+
+
+def encoder_detector(
+    features: int | InputLayout,
+    encoder: Encoder,
+    *,
+    streams: bool = True,
+    target: Target = "row",
+) -> Model:
+    """Returns a detector: one encoder over all modalities side by side, and a head.
+
+    Reads ``batch["x"]``, float32 ``[examples, width]`` or, for streams, ``[examples,
+    time, width]``, and of streams ``batch["valid"] [examples, time]`` where there is
+    one. Returns logits ``[examples]``, or for streams with a label at each step
+    ``[examples, time]``; the logit of a step depends on that step and those before it
+    in the window. Equal settings return the same functions, and all settings are
+    static: each combination compiles once.
+
+    Args:
+      features: where each modality lies in ``batch["x"]``; a number stands for one
+        complete modality of that width.
+      encoder: settings of the encoder.
+      streams: whether examples have a time axis.
+      target: with a time axis, an answer at each step ("row"), or one for the window
+        ("entity").
+
+    Raises:
+      ValueError: for settings out of range, or an encoder that cannot read this.
+    """
+    layout = as_layout(features, owner=_OWNERS[type(encoder)])
+    return _build(layout, encoder, bool(streams), check_target(target))
+
+
 @functools.cache
 def _build(
-    layout: InputLayout, encoder: Encoder, owner: str, streams: bool, target: Target
+    layout: InputLayout, encoder: Encoder, streams: bool, target: Target
 ) -> Model:
     return build_model(
-        lambda rngs: _Detector(layout, encoder, owner, streams, target, rngs=rngs)
+        lambda rngs: _Detector(layout, encoder, streams, target, rngs=rngs)
     )
 
 
@@ -61,17 +103,11 @@ def gru_detector(
     hidden: int = 48,
     dropout: float = 0.0,
     norm: bool = False,
-    target: Target = "row",
     pooling: Pooling = "last",
     statistics: bool = False,
+    target: Target = "row",
 ) -> Model:
-    """Returns a causal recurrent detector of streams.
-
-    Reads ``batch["x"]``, float32 ``[examples, time, features]`` without missing
-    values, and returns logits ``[examples, time]``; the logit of a step depends on
-    that step and those before it in the window. With ``target="entity"`` it returns
-    one logit for the window, ``[examples]``. Equal settings return the same
-    functions, and all settings are static: each combination compiles once.
+    """Returns a causal recurrent detector of streams; see ``encoder_detector``.
 
     Args:
       features: width of ``batch["x"]``, or its layout.
@@ -79,17 +115,111 @@ def gru_detector(
       dropout: share of hidden states dropped before the head while a key is given.
       norm: puts a linear layer of ``hidden`` units and a LayerNorm, whose leaves lie
         under ``projection_norm``, before the recurrent layer.
-      target: an answer at each step ("row"), or one for the window ("entity").
       pooling: with one answer, what the head sees: the last state, the mean of all, or
         their mean weighted by a learned attention.
-      statistics: joins a layer that sees ``window_statistics``.
+      statistics: joins a layer of ``hidden`` units that sees ``window_statistics``.
+      target: an answer at each step ("row"), or one for the window ("entity").
 
     Raises:
       ValueError: for settings out of range.
     """
-    layout = as_layout(features, owner="gru_detector")
     encoder = GruEncoder(hidden, dropout, bool(norm), pooling, bool(statistics))
-    return _build(layout, encoder, "gru_detector", True, check_target(target))
+    return encoder_detector(features, encoder, target=target)
+
+
+def grud_detector(
+    layout: InputLayout,
+    *,
+    hidden: int = 48,
+    hidden_decay: bool = True,
+    dropout: float = 0.0,
+    pooling: Pooling = "last",
+    statistics: bool = False,
+    target: Target = "row",
+) -> Model:
+    """Returns a GRU-D, for series with missing values; see ``encoder_detector``.
+
+    Args:
+      layout: where each modality lies in ``batch["x"]``; one or more are carried, the
+        others are read as they are.
+      hidden: recurrent units.
+      hidden_decay: whether the state decays where values have not been observed.
+      dropout: share of hidden states dropped before the head while a key is given.
+      pooling: see ``gru_detector``.
+      statistics: see ``gru_detector``.
+      target: an answer at each step ("row"), or one for the window ("entity").
+
+    Raises:
+      ValueError: for settings out of range, or where nothing is carried.
+    """
+    encoder = GruDEncoder(
+        hidden, bool(hidden_decay), dropout, pooling, bool(statistics)
+    )
+    return encoder_detector(layout, encoder, target=target)
+
+
+def tcn_detector(
+    features: int | InputLayout,
+    *,
+    hidden: int = 48,
+    levels: int = 4,
+    kernel: int = 3,
+    dropout: float = 0.0,
+    pooling: Pooling = "last",
+    statistics: bool = False,
+    target: Target = "row",
+) -> Model:
+    """Returns a dilated causal convolution over time; see ``encoder_detector``.
+
+    A step sees ``(kernel - 1) (2^levels - 1)`` steps before it.
+
+    Args:
+      features: width of ``batch["x"]``, or its layout.
+      hidden: units of every layer.
+      levels: blocks; block i has dilation ``2^i``.
+      kernel: steps that a convolution reads, 2 or more.
+      dropout: share of units dropped in each block while a key is given.
+      pooling: see ``gru_detector``.
+      statistics: see ``gru_detector``.
+      target: an answer at each step ("row"), or one for the window ("entity").
+
+    Raises:
+      ValueError: for settings out of range.
+    """
+    encoder = TcnEncoder(hidden, levels, kernel, dropout, pooling, bool(statistics))
+    return encoder_detector(features, encoder, target=target)
+
+
+def ft_transformer(
+    features: int | InputLayout,
+    *,
+    width: int = 32,
+    blocks: int = 2,
+    heads: int = 4,
+    dropout: float = 0.0,
+    streams: bool = False,
+    target: Target = "row",
+) -> Model:
+    """Returns a transformer over the features of a row; see ``encoder_detector``.
+
+    With a time axis it answers for each step by itself, or for the window by its last
+    step. The cost grows with the square of the number of features.
+
+    Args:
+      features: width of ``batch["x"]``, or its layout.
+      width: of a token.
+      blocks: of attention.
+      heads: of an attention; must divide the width.
+      dropout: share of attention weights and of feed-forward units dropped while a
+        key is given.
+      streams: whether examples have a time axis.
+      target: with a time axis, an answer at each step ("row"), or one ("entity").
+
+    Raises:
+      ValueError: for settings out of range.
+    """
+    encoder = TransformerEncoder(width, blocks, heads, dropout)
+    return encoder_detector(features, encoder, streams=streams, target=target)
 
 
 def mlp(
@@ -98,19 +228,17 @@ def mlp(
     hidden: Sequence[int] = (128, 64),
     dropout: float = 0.0,
     norm: bool = False,
+    statistics: bool = True,
+    input_dropout: float = 0.0,
+    skip: bool = False,
     streams: bool = False,
     target: Target = "row",
-    statistics: bool = True,
 ) -> Model:
-    """Returns a multi-layer perceptron with rectified units.
+    """Returns a multi-layer perceptron with rectified units; see ``encoder_detector``.
 
-    For records it reads ``batch["x"] [examples, features]`` and returns logits
-    ``[examples]``. For streams it reads ``[examples, time, features]``, sees each step
-    beside the statistics of the window so far (``window_statistics``), and returns
-    ``[examples, time]``; with ``target="entity"`` it sees the statistics of the whole
-    window and returns ``[examples]``. Weights start by He et al. 2015
-    (arXiv:1502.01852), biases at zero. Equal settings return the same functions, and
-    all settings are static.
+    For streams it sees each step beside statistics of the window so far, or with
+    ``target="entity"`` statistics of the whole window (``window_statistics``). Weights
+    start by He et al. 2015 (arXiv:1502.01852), biases at zero.
 
     Args:
       features: width of ``batch["x"]``, or its layout, without which values that were
@@ -118,17 +246,19 @@ def mlp(
       hidden: units of each hidden layer; none makes it a logistic regression.
       dropout: share of hidden units dropped while a key is given.
       norm: a LayerNorm, whose leaves lie under ``norm_0`` and on, in each layer.
+      statistics: with a time axis, whether it sees statistics, or each step alone.
+      input_dropout: share of what it reads dropped while a key is given.
+      skip: whether the head sees what the first layer reads, too.
       streams: whether examples have a time axis.
       target: with a time axis, an answer at each step ("row"), or one ("entity").
-      statistics: with a time axis, whether it sees statistics, or each step alone.
 
     Raises:
       ValueError: for sizes below 1 or a dropout outside [0, 1).
     """
-    layout = as_layout(features, owner="mlp")
-    encoder = MlpEncoder(tuple(hidden), dropout, bool(norm), bool(statistics))
-    owner = f"mlp(streams={bool(streams)})"
-    return _build(layout, encoder, owner, bool(streams), check_target(target))
+    encoder = MlpEncoder(
+        tuple(hidden), dropout, bool(norm), bool(statistics), input_dropout, bool(skip)
+    )
+    return encoder_detector(features, encoder, streams=streams, target=target)
 
 
 def check_target(target: Target) -> Target:

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_health.core.types import InputLayout, Key
+from fedjax_health.models.grud import GRUD
 from fedjax_health.models.inputs import (
     Part,
+    last_row,
     num_inputs,
-    num_statistics,
     side_by_side,
-    window_statistics,
 )
 from fedjax_health.models.perceptron import Perceptron
 from fedjax_health.models.streams import GRU
+from fedjax_health.models.tcn import TCN
+from fedjax_health.models.transformer import FTTransformer
+from fedjax_health.models.window import num_statistics, window_statistics
 
 Pooling = Literal["last", "mean", "attention"]
 Target = Literal["row", "entity"]
@@ -45,7 +48,81 @@ class GruEncoder:
     statistics: bool = False
 
     def __post_init__(self):
-        _check(self, "gru", ("hidden",))
+        _check(self, "gru", "hidden")
+
+
+@dataclasses.dataclass(frozen=True)
+class GruDEncoder:
+    """GRU-D, for a carried modality; see ``GRUD``.
+
+    Attributes:
+      hidden: recurrent units.
+      hidden_decay: whether the state decays where values have not been observed.
+      dropout: share of what it hands on that is dropped while a key is given.
+      pooling: see ``GruEncoder``.
+      statistics: see ``GruEncoder``.
+    """
+
+    hidden: int = 48
+    hidden_decay: bool = True
+    dropout: float = 0.0
+    pooling: Pooling = "last"
+    statistics: bool = False
+
+    def __post_init__(self):
+        _check(self, "grud", "hidden")
+
+
+@dataclasses.dataclass(frozen=True)
+class TcnEncoder:
+    """A dilated causal convolution over time; see ``TCN``.
+
+    Attributes:
+      hidden: units of every layer.
+      levels: blocks; block i has dilation ``2^i``.
+      kernel: steps that a convolution reads, 2 or more.
+      dropout: share of units dropped in each block while a key is given.
+      pooling: see ``GruEncoder``.
+      statistics: see ``GruEncoder``.
+    """
+
+    hidden: int = 48
+    levels: int = 4
+    kernel: int = 3
+    dropout: float = 0.0
+    pooling: Pooling = "last"
+    statistics: bool = False
+
+    def __post_init__(self):
+        _check(self, "tcn", "hidden", "levels", "kernel")
+        if self.kernel < 2:
+            raise ValueError(f"tcn: kernel={self.kernel} must be 2 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerEncoder:
+    """An FT-transformer on a record, on each step, or on a window's last step.
+
+    Attributes:
+      width: of a token.
+      blocks: of attention.
+      heads: of an attention; must divide the width.
+      dropout: share of attention weights and of feed-forward units dropped while a
+        key is given.
+    """
+
+    width: int = 32
+    blocks: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        _check(self, "ft_transformer", "width", "blocks", "heads")
+        if self.width % self.heads:
+            raise ValueError(
+                f"ft_transformer: width={self.width} must be a multiple of "
+                f"heads={self.heads}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,34 +135,41 @@ class MlpEncoder:
       norm: a LayerNorm in each layer.
       statistics: whether it sees ``window_statistics`` of a stream, and not the step,
         or the window's last step, alone.
+      input_dropout: share of what it reads dropped while a key is given.
+      skip: hands on what it reads beside the last layer's units, so that there is a
+        linear path.
     """
 
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
     norm: bool = False
     statistics: bool = True
+    input_dropout: float = 0.0
+    skip: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(int(units) for units in self.hidden))
         if any(units < 1 for units in self.hidden):
             raise ValueError(f"mlp: hidden={self.hidden} must be 1 or more")
-        _check(self, "mlp", ())
+        _check(self, "mlp")
 
 
-Encoder = GruEncoder | MlpEncoder
+Encoder = GruEncoder | GruDEncoder | TcnEncoder | TransformerEncoder | MlpEncoder
 
 
-def _check(encoder: Encoder, name: str, sizes: tuple[str, ...]):
+def _check(encoder: Encoder, name: str, *sizes: str):
     """Refuses settings out of range and makes equal settings of equal type."""
     for size in sizes:
         value = int(getattr(encoder, size))
         if value < 1:
             raise ValueError(f"{name}: {size}={value} must be 1 or more")
         object.__setattr__(encoder, size, value)
-    dropout = float(encoder.dropout)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{name}: dropout={dropout} must lie in [0, 1)")
-    object.__setattr__(encoder, "dropout", dropout)
+    for field in ("dropout", "input_dropout"):
+        share = float(getattr(encoder, field, 0))
+        if not 0 <= share < 1:
+            raise ValueError(f"{name}: {field}={share} must lie in [0, 1)")
+        if hasattr(encoder, field):
+            object.__setattr__(encoder, field, share)
     pooling = getattr(encoder, "pooling", "last")
     if pooling not in ("last", "mean", "attention"):
         raise ValueError(f"{name}: pooling={pooling!r}: last, mean or attention")
@@ -105,6 +189,9 @@ class Branch(nnx.Module):
       streams: whether there is a time axis.
       target: whether there is an answer at each step ("row") or one for the window.
       rngs: where initial weights come from.
+
+    Raises:
+      ValueError: for an encoder of time where there is none.
     """
 
     def __init__(
@@ -120,44 +207,63 @@ class Branch(nnx.Module):
         self.streams = streams
         self.pooled = streams and target == "entity"
         inputs = num_inputs(layout)
+        dropout = encoder.dropout
         match encoder:
-            case GruEncoder(hidden=hidden):
-                if encoder.norm:
-                    self.projection = nnx.Linear(inputs, hidden, rngs=rngs)
-                    self.projection_norm = nnx.LayerNorm(hidden, rngs=rngs)
-                self.recurrent = GRU(
-                    hidden if encoder.norm else inputs, hidden, rngs=rngs
-                )
-                self.width = hidden
             case MlpEncoder(hidden=hidden):
-                statistics = streams and encoder.statistics
-                width = num_statistics(layout) if statistics else inputs
+                if streams and encoder.statistics:
+                    inputs = num_statistics(layout)
+                self.input_dropout = nnx.Dropout(encoder.input_dropout)
                 self.dense = Perceptron(
-                    width, hidden, encoder.dropout, encoder.norm, rngs=rngs
+                    inputs, hidden, dropout, encoder.norm, rngs=rngs
                 )
-                self.width = hidden[-1] if hidden else width
-        if isinstance(encoder, MlpEncoder):
-            return
+                self.width = hidden[-1] if hidden else inputs
+                if hidden and encoder.skip:
+                    self.width += inputs
+                return
+            case TransformerEncoder(width=width):
+                self.tokens = FTTransformer(
+                    layout, width, encoder.blocks, encoder.heads, dropout, rngs=rngs
+                )
+                self.width = width
+                return
         if not streams:
             raise ValueError(
                 f"{type(encoder).__name__} needs examples with a time axis: choose "
-                "MlpEncoder for single records"
+                "MlpEncoder or TransformerEncoder for single records"
             )
-        self.dropout = nnx.Dropout(encoder.dropout)
+        hidden = encoder.hidden
+        match encoder:
+            case GruEncoder(norm=norm):
+                if norm:
+                    self.projection = nnx.Linear(inputs, hidden, rngs=rngs)
+                    self.projection_norm = nnx.LayerNorm(hidden, rngs=rngs)
+                self.recurrent = GRU(hidden if norm else inputs, hidden, rngs=rngs)
+            case GruDEncoder():
+                self.decaying = GRUD(layout, hidden, encoder.hidden_decay, rngs=rngs)
+            case TcnEncoder():
+                self.convolutions = TCN(
+                    inputs, hidden, encoder.levels, encoder.kernel, dropout, rngs=rngs
+                )
+                dropout = 0.0
+        self.width = hidden
+        self.dropout = nnx.Dropout(dropout)
         if self.pooled and encoder.pooling == "attention":
-            self.attention = nnx.Linear(self.width, 1, rngs=rngs)
+            self.attention = nnx.Linear(hidden, 1, rngs=rngs)
         if encoder.statistics:
-            self.summary = Perceptron(
-                num_statistics(layout), (self.width,), 0.0, False, rngs=rngs
-            )
-            self.width *= 2
+            width = num_statistics(layout)
+            self.summary = Perceptron(width, (hidden,), 0.0, False, rngs=rngs)
+            self.width += hidden
 
     def __call__(self, parts: tuple[Part, ...], *, key: Key | None = None) -> jax.Array:
         """Returns the embedding of a batch."""
-        encoder = self.settings
-        if isinstance(encoder, MlpEncoder):
-            return self.dense(self._dense_inputs(parts, encoder), key=key)
-        states = self._states(parts, encoder)
+        match self.settings:
+            case MlpEncoder() as encoder:
+                return self._dense(parts, encoder, key)
+            case TransformerEncoder():
+                rows = tuple(map(last_row, parts)) if self.pooled else parts
+                return self.tokens(rows, key=key)
+            case encoder:
+                states = self._states(parts, encoder, key)
         if self.pooled:
             states = self._pool(states, parts[0].valid, encoder.pooling)
         if encoder.statistics:
@@ -165,32 +271,51 @@ class Branch(nnx.Module):
             states = jnp.concatenate([states, self.summary(summary)], axis=-1)
         return self.dropout(states, deterministic=key is None, rngs=key)
 
-    def _dense_inputs(self, parts: tuple[Part, ...], encoder: MlpEncoder) -> jax.Array:
+    def _dense(
+        self, parts: tuple[Part, ...], encoder: MlpEncoder, key: Key | None
+    ) -> jax.Array:
         if self.streams and encoder.statistics:
-            return window_statistics(parts, causal=not self.pooled)
-        inputs = side_by_side(parts)
-        return inputs[-1] if self.pooled else inputs
+            inputs = window_statistics(parts, causal=not self.pooled)
+        else:
+            inputs = side_by_side(tuple(map(last_row, parts)) if self.pooled else parts)
+        if encoder.input_dropout:
+            of_inputs = None if key is None else jax.random.fold_in(key, _INPUTS)
+            inputs = self.input_dropout(
+                inputs, deterministic=key is None, rngs=of_inputs
+            )
+        units = self.dense(inputs, key=key)
+        if encoder.hidden and encoder.skip:
+            return jnp.concatenate([units, inputs], axis=-1)
+        return units
 
-    def _states(self, parts: tuple[Part, ...], encoder: Encoder) -> jax.Array:
+    def _states(
+        self,
+        parts: tuple[Part, ...],
+        encoder: GruEncoder | GruDEncoder | TcnEncoder,
+        key: Key | None,
+    ) -> jax.Array:
+        """Returns states ``[time, examples, hidden]``."""
+        if isinstance(encoder, GruDEncoder):
+            return self.decaying(parts)
         inputs = side_by_side(parts)
-        match encoder:
-            case GruEncoder(norm=norm):
-                if norm:
-                    inputs = self.projection_norm(self.projection(inputs))
-                return self.recurrent(inputs)
-        raise AssertionError(encoder)
+        if isinstance(encoder, TcnEncoder):
+            return self.convolutions(inputs, valid=parts[0].valid, key=key)
+        if encoder.norm:
+            inputs = self.projection_norm(self.projection(inputs))
+        return self.recurrent(inputs)
 
     def _pool(
         self, states: jax.Array, valid: jax.Array | None, pooling: Pooling
     ) -> jax.Array:
         if pooling == "last":
             return states[-1]
-        counted = jnp.ones(states.shape[:2]) if valid is None else valid
+        counted = jnp.ones(states.shape[:2], states.dtype) if valid is None else valid
         if pooling == "attention":
-            scores = self.attention(states)[..., 0]
-            scores = jnp.where(counted > 0, scores, -jnp.inf)
-            # A window without a valid row would be all -inf; its last row counts.
-            scores = scores.at[-1].set(jnp.maximum(scores[-1], -1e30))
+            scores = jnp.where(counted > 0, self.attention(states)[..., 0], -1e30)
             counted = jax.nn.softmax(scores, axis=0)
         total = jnp.maximum(jnp.sum(counted, axis=0), 1e-6)
         return jnp.einsum("teh,te->eh", states, counted / total)
+
+
+# Apart from the numbers of layers, which are folded into the same key.
+_INPUTS = 1_000_000

@@ -28,6 +28,7 @@ from fedjax_health.models.detectors import check_target
 from fedjax_health.models.encoders import (
     Branch,
     Encoder,
+    GruDEncoder,
     GruEncoder,
     MlpEncoder,
     Target,
@@ -242,8 +243,9 @@ def fusion_detector(
 
     Args:
       layout: where the modalities lie in ``batch["x"]``.
-      encoders: modality -> its encoder. One that is not named has a ``GruEncoder``
-        for streams and an ``MlpEncoder`` of one layer of 64 for records.
+      encoders: modality -> its encoder. One that is not named has for streams a
+        ``GruEncoder``, or a ``GruDEncoder`` where it is carried, and for records an
+        ``MlpEncoder`` of one layer of 64.
       joint: units of the joint layer.
       aligned: width of the shared space; 0 for none, and no disagreement.
       modality_dropout: probability that an example loses a modality while a key is
@@ -276,7 +278,9 @@ def fusion_detector(
             raise ValueError(f"{_OWNER}: {name}={rate} must lie in [0, 1)")
     return _build(
         layout,
-        tuple(chosen.get(c.name) or default_encoder(streams=streams) for c in layout),
+        tuple(
+            chosen.get(c.name) or default_encoder(c, streams=streams) for c in layout
+        ),
         int(joint),
         int(aligned),
         float(modality_dropout),
@@ -286,9 +290,11 @@ def fusion_detector(
     )
 
 
-def default_encoder(*, streams: bool) -> Encoder:
+def default_encoder(columns: ModalityColumns, *, streams: bool) -> Encoder:
     """Returns the encoder of a modality for which none was named."""
-    return GruEncoder() if streams else MlpEncoder((64,))
+    if not streams:
+        return MlpEncoder((64,))
+    return GruEncoder() if columns.elapsed is None else GruDEncoder()
 
 
 @functools.cache

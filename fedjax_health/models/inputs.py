@@ -1,4 +1,4 @@
-"""What an encoder sees of a batch: columns by modality, masks, statistics of a window.
+"""What an encoder sees of a batch: columns by modality, flags, presence.
 
 Inside models time is the leading axis: recurrent scans run over it, and shifts along
 it copy nothing.
@@ -139,65 +139,7 @@ def presence(part: Part, *, axes: int) -> jax.Array:
     return lax.cummax(seen.astype(jnp.int8), axis=0) > 0
 
 
-def num_statistics(layout: InputLayout) -> int:
-    """Returns the width of ``window_statistics``."""
-    return num_inputs(layout) + sum(
-        (3 if columns.observed is None else 4) * num_values(columns)
-        for columns in layout
-    )
-
-
-def window_statistics(parts: tuple[Part, ...], *, causal: bool) -> jax.Array:
-    """Returns what a window shows of each feature, in a few numbers.
-
-    That is, for each part: its values, flags and times at the step (the last observed
-    values, where one answer is asked of the window), the mean, the least and the
-    greatest of the observed values (0 where there is none) and, for a part with flags,
-    log(1 + number of observations). Rows that fill up the window do not count.
-
-    Args:
-      parts: ``[time, examples, features]``.
-      causal: whether there is an answer at each step, from the steps up to it.
-
-    Returns:
-      ``[time, examples, statistics]``, or ``[examples, statistics]``.
-    """
-    return jnp.concatenate([_statistics(part, causal) for part in parts], axis=-1)
-
-
-def _statistics(part: Part, causal: bool) -> jax.Array:
-    values = part.values
-    counted = jnp.ones_like(values) if part.observed is None else part.observed
-    if part.valid is not None:
-        counted = counted * part.valid[..., None]
-    seen = counted > 0
-    low = jnp.where(seen, values, jnp.inf)
-    high = jnp.where(seen, values, -jnp.inf)
-    if causal:
-        count = lax.cumsum(counted, axis=0)
-        total = lax.cumsum(jnp.where(seen, values, 0), axis=0)
-        low, high = lax.cummin(low, axis=0), lax.cummax(high, axis=0)
-        now = [a for a in part[:3] if a is not None]
-    else:
-        count = jnp.sum(counted, axis=0)
-        total = jnp.sum(jnp.where(seen, values, 0), axis=0)
-        low, high = jnp.min(low, axis=0), jnp.max(high, axis=0)
-        now = [a[-1] for a in part[:3] if a is not None]
-        if part.elapsed is None and part.observed is not None:
-            now[0] = _last_observed(values, seen)
-    known = count > 0
-    numbers = [
-        *now,
-        total / jnp.maximum(count, 1),
-        jnp.where(known, low, 0),
-        jnp.where(known, high, 0),
-    ]
-    if part.observed is not None:
-        numbers.append(jnp.log1p(count))
-    return jnp.concatenate(numbers, axis=-1)
-
-
-def _last_observed(values: jax.Array, seen: jax.Array) -> jax.Array:
-    step = jnp.arange(1, len(values) + 1)[:, None, None]
-    latest = jnp.max(jnp.where(seen, step, 0), axis=0)
-    return jnp.sum(jnp.where(step == latest, values, 0), axis=0)
+def last_row(part: Part) -> Part:
+    """Returns the last step of a part ``[time, examples, features]`` as a record."""
+    last = (None if a is None else a[-1] for a in part[:3])
+    return Part(*last)  # pyright: ignore[reportArgumentType]

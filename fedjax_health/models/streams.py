@@ -36,7 +36,9 @@ class GRU(nnx.Module):
         self.wh = gates(orthogonal, hidden)
         self.bh = nnx.Param(jnp.zeros(3 * hidden))
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, *, decay: jax.Array | None = None
+    ) -> jax.Array:
         """Returns the states of ``inputs [time, examples, features]``; see ``gru``."""
         params = {
             "wi": self.wi[...],
@@ -44,4 +46,7 @@ class GRU(nnx.Module):
             "wh": self.wh[...],
             "bh": self.bh[...],
         }
-        return gru(params, jnp.swapaxes(inputs, 0, 1), time_major=True)
+        if decay is not None:
+            decay = jnp.swapaxes(decay, 0, 1)
+        inputs = jnp.swapaxes(inputs, 0, 1)
+        return gru(params, inputs, decay=decay, time_major=True)

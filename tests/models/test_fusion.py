@@ -90,7 +90,7 @@ def expected_presence(batch, kind, layout=LAYOUT):
 
 def test_equal_settings_give_the_same_functions():
     assert fusion_detector(LAYOUT) is fusion_detector(
-        LAYOUT, encoders={"b": GruEncoder(np.int64(48), 0)}, joint=np.int64(32)
+        LAYOUT, encoders={"c": GruEncoder(np.int64(48), 0)}, joint=np.int64(32)
     )
     # As tuples, two encoders of different kinds with the same numbers would be equal.
     one = fusion_detector(LAYOUT, streams=False, encoders={"a": MlpEncoder((8,))})

@@ -28,7 +28,7 @@ def make_inputs(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def oracle(params, inputs, h0=None):
+def oracle(params, inputs, h0=None, decay=None):
     """The PyTorch formula, one example and one step at a time, in float64."""
     wi, bi, wh, bh = (np.asarray(params[name], np.float64) for name in NAMES)
     inputs = np.asarray(inputs, np.float64)
@@ -41,6 +41,8 @@ def oracle(params, inputs, h0=None):
     for i, sequence in enumerate(inputs):
         h = np.zeros(hidden) if h0 is None else np.asarray(h0[i], np.float64)
         for t, x in enumerate(sequence):
+            if decay is not None:
+                h = h * np.asarray(decay[i, t], np.float64)
             a_r, a_z, a_n = np.split(x @ wi + bi, 3)
             b_r, b_z, b_n = np.split(h @ wh + bh, 3)
             r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
@@ -50,12 +52,15 @@ def oracle(params, inputs, h0=None):
     return states
 
 
-def plain(params, inputs, h0=None):
+def plain(params, inputs, h0=None, decay=None):
     """The same through lax.scan, for automatic differentiation."""
     hidden = params["wh"].shape[0]
     h0 = jnp.zeros((inputs.shape[0], hidden)) if h0 is None else h0
+    decay = jnp.ones((*inputs.shape[:2], hidden)) if decay is None else decay
 
-    def step(h, x):
+    def step(h, now):
+        x, factor = now
+        h = h * factor
         a_r, a_z, a_n = jnp.split(x @ params["wi"] + params["bi"], 3, axis=-1)
         b_r, b_z, b_n = jnp.split(h @ params["wh"] + params["bh"], 3, axis=-1)
         r, z = jax.nn.sigmoid(a_r + b_r), jax.nn.sigmoid(a_z + b_z)
@@ -63,7 +68,8 @@ def plain(params, inputs, h0=None):
         h = (1 - z) * n + z * h
         return h, h
 
-    return jnp.swapaxes(lax.scan(step, h0, jnp.swapaxes(inputs, 0, 1))[1], 0, 1)
+    now = jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(decay, 0, 1)
+    return jnp.swapaxes(lax.scan(step, h0, now)[1], 0, 1)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -121,6 +127,33 @@ def test_gradients_equal_automatic_ones(examples, steps, last_only):
     for wrap in (lambda f: f, jax.jit):
         got = wrap(jax.grad(ours, argnums=(0, 1, 2)))(params, inputs, h0)
         assert_close(got, want)
+
+
+@pytest.mark.parametrize(("examples", "steps"), [(1, 1), (4, 9)])
+def test_a_decaying_state_equals_the_formula_and_its_gradient(examples, steps):
+    params = make_params(3)
+    inputs = make_inputs(4, examples, steps, FEATURES)
+    h0 = make_inputs(5, examples, HIDDEN)
+    decay = jax.nn.sigmoid(make_inputs(6, examples, steps, HIDDEN))
+    states = gru(params, inputs, h0=h0, decay=decay)
+    assert_close(states, oracle(params, inputs, h0, decay).astype(np.float32))
+    weights = make_inputs(7, examples, steps, HIDDEN)
+
+    def gradient(layer):
+        def loss(params, inputs, h0, decay):
+            return jnp.sum(weights * jnp.sin(layer(params, inputs, h0, decay)))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(params, inputs, h0, decay)
+
+    ours = gradient(lambda p, x, h, d: gru(p, x, h0=h, decay=d))
+    assert float(np.abs(ours[3]).max()) > 1e-3
+    assert_close(ours, gradient(plain))
+
+
+def test_a_decay_of_one_changes_nothing():
+    params, inputs = make_params(3), make_inputs(4, 3, 5, FEATURES)
+    decay = jnp.ones((3, 5, HIDDEN))
+    assert_close(gru(params, inputs, decay=decay), gru(params, inputs), 1e-6)
 
 
 def test_gradient_equals_finite_differences():
@@ -242,6 +275,11 @@ def test_gradient_lowers_for_accelerators(platform):
     gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(gru(p, x))))
     exported = jax.export.export(gradient, platforms=[platform])(params, inputs)
     assert exported.platforms == (platform,)
+
+
+def test_a_decay_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="decay has shape"):
+        gru(make_params(24), jnp.zeros((2, 3, FEATURES)), decay=jnp.zeros((2, 3, 1)))
 
 
 @pytest.mark.parametrize(
