@@ -370,6 +370,9 @@ class Aggregator(NamedTuple):
         so that rows turned by an isometry give the aggregate turned by it.
         "coordinates": each coordinate of the result on that coordinate of the rows
         alone, without state or context. "rows": neither is promised.
+      kernel: the rule's inner half (``aggregators.gram.GramKernel`` or
+        ``aggregators.coordinates.CoordinateKernel``), by which ``pipeline`` composes it
+        with mixings without holding what they make; None for a rule without one.
     """
 
     init: Callable[[Params], State]
@@ -377,6 +380,7 @@ class Aggregator(NamedTuple):
     check: Callable[[Message, int], Message]
     linear: bool
     depends_on: Literal["gram", "coordinates", "rows"] = "rows"
+    kernel: Any = None
 
 
 class Mixing(NamedTuple):
@@ -385,10 +389,15 @@ class Mixing(NamedTuple):
     Attributes:
       matrix: ``(gram [n, n], key) -> [m, n]``.
       check: ``(Message, cohort_size) -> (Message, m)``.
+      kernel: what ``pipeline`` and ``mix`` compose
+        (``aggregators.mixing.MixingKernel``).
+      numbers: the mixing's own numbers, which are traced.
     """
 
     matrix: Callable[[jax.Array, Key], jax.Array]
     check: Callable[[Message, int], tuple[Message, int]]
+    kernel: Any = None
+    numbers: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ ROWS = 9
 # client serves every rule whose first parameter is ``num_malicious``.
 ARGUMENTS: dict[str, tuple] = {}
 # Rules that cannot work without a context, with what their refusal names.
-NEED_CONTEXT: dict[str, str] = {}
+NEED_CONTEXT = {"fltrust": "context.root_updates"}
 # Rules whose result depends on the order of the rows, with the reason.
 ORDERED: dict[str, str] = {}
 
