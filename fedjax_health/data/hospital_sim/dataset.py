@@ -130,8 +130,6 @@ def generate_hospital_rows(
         time=np.tile(np.arange(settings.steps, dtype=np.float64), len(unit)),
         masked=frozenset({"iot", "emr"}),
         oracle=oracle.reshape(-1),
-        # Orders come rarely: what was last known, and since when, stands in between.
-        carried=frozenset({"emr"}),
         patient=per_row(hospital * _UNITS + unit, np.int64),
         step_seconds=60.0,
     )
