@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_health.report.records import Predictions
+from fedjax_health.report.predictions import Predictions
 
 PANELS = 6
 # Rows on one time line: more would be drawn into each other.

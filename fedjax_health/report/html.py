@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import jinja2
 from markupsafe import Markup
 
-from fedjax_health.report import tables, words
+from fedjax_health.report import tables
+from fedjax_health.report.description import what_was_run
+from fedjax_health.report.findings import cautions
 from fedjax_health.report.records import View
 from fedjax_health.report.sections import Absent, Section
 
@@ -41,15 +43,16 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    version = view.environment.get("packages", {}).get("fedjax-health")
+    packages = view.environment.get("packages")
+    version = packages.get("fedjax-health") if isinstance(packages, dict) else None
     return environment.get_template("report.html.j2").render(
         policy=POLICY,
         view=view,
         subject="Evaluation" if view.kind == "evaluation" else "Run",
-        description=words.what_was_run(view),
+        description=what_was_run(view),
         version=version,
         cards=tables.cards(view),
-        cautions=words.cautions(view),
+        cautions=cautions(view),
         sections=sections,
         absent=absent,
         figures={name: Markup(svg) for name, svg in figures.items()},

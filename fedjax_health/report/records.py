@@ -1,18 +1,16 @@
 """Reads what a run or an evaluation has left, once, into one record."""
 
-import datetime
 import os
 import tomllib
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
+from fedjax_health.report.clean import clean, clean_tree
 from fedjax_health.report.figures import (
     Figures,
     FiguresError,
@@ -20,55 +18,12 @@ from fedjax_health.report.figures import (
     read_figures,
     read_leakcheck,
 )
+from fedjax_health.report.predictions import Predictions, read_predictions
 
 # What ``evaluate`` writes in place of the predictions of a run.
 SCORES = "scores.parquet"
-SHARE = "share_"
 
 Value = TypeVar("Value")
-
-
-class Predictions(NamedTuple):
-    """Scores row by row, in the order of time inside each stream.
-
-    Attributes:
-      client: int64 ``[rows]``, indices into ``client_names``.
-      client_names: names of the clients.
-      entity: int64 ``[rows]``, indices into ``entity_names``.
-      entity_names: names, or numbers as text.
-      time: float64 ``[rows]``, in the unit of the data; steps where times are no
-        numbers.
-      score: float64 ``[rows]``, probability of an attack.
-      label: int8 ``[rows]``, 0 or 1, -1 where unknown; None without labels.
-      attack: int64 ``[rows]``, indices into ``attack_names``; None without types.
-      attack_names: types of attack, the one of normal rows included.
-      detected: bool ``[rows]``, score at or above the threshold of the best F1.
-      alarm: bool ``[rows]``, score at or above the threshold for alarms in time;
-        None where rows do not follow each other in time.
-      shares: modality -> float64 ``[rows]``, its share in the score.
-      top_features: text ``[rows]``, what weighed most; None where unknown.
-    """
-
-    client: np.ndarray
-    client_names: tuple[str, ...]
-    entity: np.ndarray
-    entity_names: tuple[str, ...]
-    time: np.ndarray
-    score: np.ndarray
-    label: np.ndarray | None
-    attack: np.ndarray | None
-    attack_names: tuple[str, ...]
-    detected: np.ndarray | None
-    alarm: np.ndarray | None
-    shares: dict[str, np.ndarray]
-    top_features: np.ndarray | None
-
-    @property
-    def segment_starts(self) -> np.ndarray:
-        """First row of each stream of one entity of one client, int64."""
-        changed = (np.diff(self.client) != 0) | (np.diff(self.entity) != 0)
-        starts = np.flatnonzero(changed) + 1
-        return np.append(0, starts) if len(self.client) else starts
 
 
 class View(NamedTuple):
@@ -132,7 +87,7 @@ def read_folder(root: str | os.PathLike[str]) -> View:
     return View(
         name=clean(paths.root.resolve().name),
         kind="evaluation" if is_evaluation else "run",
-        config=_clean_tree(_parse_toml(config, text)),
+        config=clean_tree(_parse_toml(config, text)),
         config_text=clean(text),
         environment=_optional(paths.environment, _read_mapping) or {},
         rounds=_read_lines(paths.metrics),
@@ -143,51 +98,6 @@ def read_folder(root: str | os.PathLike[str]) -> View:
         predictions=_optional(
             scores if is_evaluation else paths.predictions, read_predictions
         ),
-    )
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Reads the scores of a run or an evaluation.
-
-    Args:
-      path: a Parquet file with client, entity and score, and what else there is.
-
-    Raises:
-      RunFolderError: if it cannot be read or lacks one of them.
-    """
-    try:
-        frame = pd.read_parquet(path)
-    # pyarrow and pandas raise half a dozen classes for a damaged file.
-    except Exception as error:
-        raise RunFolderError(f"{path}: cannot be read: {error}") from error
-    missing = [n for n in ("client", "entity", "score") if n not in frame.columns]
-    if missing:
-        raise RunFolderError(f"{path}: lacks the column {missing[0]!r}")
-    client, client_names = _codes(frame["client"])
-    entity, entity_names = _codes(frame["entity"])
-    attack, attack_names = None, ()
-    if "attack" in frame.columns:
-        attack, attack_names = _codes(frame["attack"])
-    shares = {
-        clean(str(name).removeprefix(SHARE)): _numbers(path, frame[name])
-        for name in frame.columns
-        if str(name).startswith(SHARE)
-    }
-    features = frame.get("top_features")
-    return Predictions(
-        client=client,
-        client_names=client_names,
-        entity=entity,
-        entity_names=entity_names,
-        time=_times(frame, client, entity),
-        score=_numbers(path, frame["score"]),
-        label=_labels(path, frame),
-        attack=attack,
-        attack_names=attack_names,
-        detected=_flags(frame, "detected"),
-        alarm=_flags(frame, "alarm"),
-        shares=shares,
-        top_features=None if features is None else features.fillna("").to_numpy(object),
     )
 
 
@@ -232,6 +142,17 @@ def interval_of(view: View, name: str) -> tuple[float, float] | None:
     return pair[0], pair[1]
 
 
+def settings_of(view: View, slot: str) -> dict[str, Any]:
+    """Returns the settings of one slot of the configuration; empty where it is none.
+
+    Args:
+      view: what was read.
+      slot: such as "window".
+    """
+    settings = view.config.get(slot)
+    return settings if isinstance(settings, dict) else {}
+
+
 def numbers_of(view: View, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rounds that state a number, and the number, float64 both.
 
@@ -248,44 +169,16 @@ def numbers_of(view: View, name: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def clean(text: str) -> str:
-    """Returns text without what could break a page or turn its direction.
-
-    Control characters, halves of surrogate pairs and marks that override the
-    direction of writing become the replacement character.
+def oracle_of(view: View) -> dict[str, Any]:
+    """Returns the metrics of the oracle; empty where there is none.
 
     Args:
-      text: from data or configuration.
+      view: what was read.
     """
-    return "".join(_BAD if _is_bad(c) else c for c in text)
-
-
-_BAD = "\N{REPLACEMENT CHARACTER}"
-_OVERRIDES = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
-
-
-def _is_bad(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    kind = unicodedata.category(character)
-    return (
-        kind in ("Cc", "Cs")
-        or unicodedata.bidirectional(character) in _OVERRIDES
-        or character in "\ufffe\uffff"
-    )
-
-
-def _clean_tree(value: Any) -> Any:
-    match value:
-        case str():
-            return clean(value)
-        case dict():
-            return {clean(str(key)): _clean_tree(item) for key, item in value.items()}
-        case list():
-            return [_clean_tree(item) for item in value]
-        case datetime.date() | datetime.time():
-            return str(value)
-    return value
+    if view.figures is not None and view.figures.oracle:
+        return dict(view.figures.oracle)
+    oracle = view.result.get("oracle")
+    return oracle if isinstance(oracle, dict) else {}
 
 
 def _config_of(root: Path) -> Path:
@@ -334,7 +227,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     value = records.read_json(path)
     if not isinstance(value, dict):
         raise RunFolderError(f"{path}: is damaged: a JSON object is expected")
-    return _clean_tree(value)
+    return clean_tree(value)
 
 
 def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
@@ -342,7 +235,7 @@ def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise RunFolderError(f"{path}: line {number} is damaged")
-    return tuple(_clean_tree(row) for row in rows)
+    return tuple(clean_tree(row) for row in rows)
 
 
 def _read_form(path: Path, form: Callable[[Any], Value]) -> Value | None:
@@ -352,46 +245,6 @@ def _read_form(path: Path, form: Callable[[Any], Value]) -> Value | None:
         return form(_read_mapping(path))
     except FiguresError as error:
         raise RunFolderError(f"{path}: {error}") from error
-
-
-def _codes(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
-    codes, values = pd.factorize(column, use_na_sentinel=False)
-    return codes.astype(np.int64), tuple(clean(str(value)) for value in values)
-
-
-def _numbers(path: Path, column: pd.Series) -> np.ndarray:
-    try:
-        return pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise RunFolderError(
-            f"{path}: column {column.name!r} holds what is no number: {error}"
-        ) from error
-
-
-def _labels(path: Path, frame: pd.DataFrame) -> np.ndarray | None:
-    if "label" not in frame.columns:
-        return None
-    values = _numbers(path, frame["label"])
-    if np.isnan(values).all():
-        return None
-    return np.where(np.isnan(values), -1, values == 1).astype(np.int8)
-
-
-def _flags(frame: pd.DataFrame, name: str) -> np.ndarray | None:
-    if name not in frame.columns:
-        return None
-    return frame[name].fillna(False).to_numpy(bool)
-
-
-def _times(frame: pd.DataFrame, client: np.ndarray, entity: np.ndarray) -> np.ndarray:
-    column = frame.get("time")
-    if column is not None and pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(np.float64, na_value=np.nan)
-    # Without numbers that stand for times, rows of a stream are counted.
-    new = np.append(True, (np.diff(client) != 0) | (np.diff(entity) != 0))[: len(frame)]
-    starts = np.flatnonzero(new)
-    lengths = np.diff(np.append(starts, len(frame)))
-    return (np.arange(len(frame)) - np.repeat(starts, lengths)).astype(np.float64)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

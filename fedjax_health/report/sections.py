@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from fedjax_health.report import tables, words
+from fedjax_health.report import findings, tables
+from fedjax_health.report.findings import Finding
 from fedjax_health.report.records import View, value_of
 from fedjax_health.report.tables import Table
-from fedjax_health.report.words import Finding, listing
+from fedjax_health.report.words import listing
 
 
 class Drawing(NamedTuple):
@@ -77,10 +78,10 @@ Builder = Callable[[View, frozenset[str]], Section | Absent]
 
 
 def _meaning(view: View, _: frozenset[str]) -> Section | Absent:
-    findings = words.plain_words(view)
-    if not findings:
+    found = findings.plain_words(view)
+    if not found:
         return Absent("In plain words", _no_labels(view))
-    return Section("meaning", "In plain words", findings=tuple(findings))
+    return Section("meaning", "In plain words", findings=tuple(found))
 
 
 def _metrics(view: View, _: frozenset[str]) -> Section | Absent:

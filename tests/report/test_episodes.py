@@ -5,7 +5,7 @@ import pytest
 
 from fedjax_health.metrics import delay
 from fedjax_health.report.episodes import SPAN, choose_panels, find_episodes
-from fedjax_health.report.records import Predictions, read_predictions
+from fedjax_health.report.predictions import Predictions, read_predictions
 from tests.report import folder
 
 

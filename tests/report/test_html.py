@@ -223,6 +223,17 @@ def test_a_result_alone_is_enough(tmp_path):
     assert "whose configuration was not kept" in (tmp_path / "report.html").read_text()
 
 
+def test_no_row_and_odd_settings_still_make_a_page(tmp_path):
+    paths = folder.write_run(
+        tmp_path / "a", figures=None, predictions=folder.predictions().iloc[:0]
+    )
+    paths.config.write_text("window = 3\ndata = []\nmodel = 1\n[partition]\n")
+    paths.environment.write_text('{"packages": [], "context": 3, "resumed": 7}')
+    result = write_report(paths.root)
+    assert "training" in result["sections"]
+    assert "alarms" not in result["sections"]
+
+
 def test_an_evaluation_without_labels_shows_alarms(tmp_path):
     root = folder.write_evaluation(tmp_path / "new", labels=False)
     result = write_report(root)

@@ -8,12 +8,12 @@ import pytest
 
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
+from fedjax_health.report.clean import clean
+from fedjax_health.report.predictions import read_predictions
 from fedjax_health.report.records import (
-    clean,
     interval_of,
     numbers_of,
     read_folder,
-    read_predictions,
     value_of,
 )
 from tests.report import folder
@@ -154,10 +154,11 @@ def test_an_evaluation_takes_the_configuration_of_its_run(tmp_path):
 
 def test_times_that_are_no_numbers_are_counted(tmp_path):
     frame = folder.predictions(names=("a", "b"), steps=25)
-    frame["time"] = [f"day {i}" for i in range(50)]
     path = tmp_path / "scores.parquet"
-    frame.to_parquet(path)
-    assert read_predictions(path).time.tolist() == [*range(25), *range(25)]
+    for times in ([f"day {i}" for i in range(50)], [0.5] * 49 + [None]):
+        frame["time"] = times
+        frame.to_parquet(path)
+        assert read_predictions(path).time.tolist() == [*range(25), *range(25)]
 
 
 def test_unknown_labels_are_kept_apart(tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedjax_health.report import tables, words
+from fedjax_health.report import description, findings, tables, words
 from fedjax_health.report.figures import read_figures, read_leakcheck
 from fedjax_health.report.records import View
 
@@ -83,7 +83,7 @@ def test_what_was_run_names_every_stage_that_is_there():
         "mechanism": {"kind": "central_gaussian"},
         "attack": {"kind": "sign_flip"},
     }
-    text = words.what_was_run(view(config=config, result={"rounds": 40}))
+    text = description.what_was_run(view(config=config, result={"rounds": 40}))
     assert text == (
         "A GRU trained by SCAFFOLD over 10 clients for 40 rounds on WUSTL-EHMS-2020 "
         "(w.csv), modality flow. A round joins the clients' updates by trimmed mean; "
@@ -94,17 +94,17 @@ def test_what_was_run_names_every_stage_that_is_there():
 
 def test_what_was_run_can_do_with_little():
     config = {"model": {"kind": "custom", "target": "m:net"}, "transforms": []}
-    text = words.what_was_run(view(config=config))
+    text = description.what_was_run(view(config=config))
     assert text.startswith("M:net trained by its algorithm over its clients on Hosp")
     config["data"] = {"kind": "custom", "target": "m:data"}
     config["transforms"] = [{"kind": "identity"}]
-    text = words.what_was_run(view(config=config))
+    text = description.what_was_run(view(config=config))
     assert "on data from m:data." in text
     assert "identity" not in text
 
 
 def cautions(**parts):
-    return [finding.about for finding in words.cautions(view(**parts))]
+    return [finding.about for finding in findings.cautions(view(**parts))]
 
 
 def test_cautions_are_given_where_there_is_reason():

@@ -64,7 +64,7 @@ def training(view: View) -> Figure | None:
         handles.append(line)
         labels.append(f"best model, round {best:,}")
     if handles:
-        legend(right, handles, labels, loc="lower right")
+        legend(figure, handles, labels, ncols=3, loc="outside upper right")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure

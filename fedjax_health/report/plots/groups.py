@@ -22,7 +22,8 @@ from fedjax_health.report.plots.style import (
     shown,
     unit_axis,
 )
-from fedjax_health.report.records import Predictions, View
+from fedjax_health.report.predictions import Predictions
+from fedjax_health.report.records import View
 
 # More names than this cannot be read beside an axis.
 NAMED = 32
@@ -123,6 +124,8 @@ def modalities(view: View) -> Figure | None:
     if rows is None or not rows.shares:
         return None
     groups = _row_groups(rows)
+    if not groups:
+        return None
     names = list(rows.shares)
     table = np.array([[_mean(rows.shares[n][w]) for n in names] for _, w in groups])
     figure = new_figure(1.1 + 0.36 * len(groups))
@@ -165,7 +168,8 @@ def _draw_named(axes, ranked: list[Client], place, auroc, auprc):
 def _row_groups(rows: Predictions) -> list[tuple[str, np.ndarray]]:
     """Returns normal rows and each type of attack, or all rows without labels."""
     if rows.label is None:
-        return [("all rows", np.ones(len(rows.score), bool))]
+        everything = np.ones(len(rows.score), bool)
+        return [("all rows", everything)] if len(everything) else []
     groups = [("normal", rows.label == 0)]
     if rows.attack is None:
         groups.append(("attack", rows.label == 1))

@@ -19,7 +19,8 @@ from fedjax_health.report.plots.style import (
     new_figure,
     shown,
 )
-from fedjax_health.report.records import Predictions, View, value_of
+from fedjax_health.report.predictions import Predictions
+from fedjax_health.report.records import View, settings_of, value_of
 
 # From here on an axis is labelled by the time since its first row.
 LARGE_TIME = 1e6
@@ -38,7 +39,8 @@ def alarms(view: View) -> Figure | None:
       The figure, or None without alarms in time.
     """
     rows = view.predictions
-    window = view.config.get("window", {}).get("length", 0)
+    length = settings_of(view, "window").get("length")
+    window = length if isinstance(length, int) else 0
     panels = choose_panels(rows, window=window) if rows is not None else ()
     if rows is None or not panels:
         return None
@@ -69,7 +71,7 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Predictions, threshold: float | 
     label = None if rows.label is None else rows.label[piece] == 1
     alarm = np.zeros(len(time), bool) if rows.alarm is None else rows.alarm[piece]
     start = ""
-    if np.isfinite(time).any() and np.nanmax(np.abs(time)) >= LARGE_TIME:
+    if np.abs(time).max() >= LARGE_TIME:
         start = f" (time from {time[0]:,.0f} on)"
         time = time - time[0]
     step = float(np.median(np.diff(time))) if len(time) > 1 else 1.0

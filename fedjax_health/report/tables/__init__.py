@@ -1,0 +1,39 @@
+"""The rows of every table, as text; what they look like is the template's business."""
+
+from fedjax_health.report.tables.about import (
+    environment,
+    facts,
+    leak_checks,
+    leak_columns,
+)
+from fedjax_health.report.tables.form import Card, Table
+from fedjax_health.report.tables.groups import (
+    CLIENTS,
+    alarm_counts,
+    attacks,
+    clients,
+    features,
+    single_class,
+    spread,
+)
+from fedjax_health.report.tables.metrics import cards, confusion, delays, metrics
+
+__all__ = [
+    "CLIENTS",
+    "Card",
+    "Table",
+    "alarm_counts",
+    "attacks",
+    "cards",
+    "clients",
+    "confusion",
+    "delays",
+    "environment",
+    "facts",
+    "features",
+    "leak_checks",
+    "leak_columns",
+    "metrics",
+    "single_class",
+    "spread",
+]
