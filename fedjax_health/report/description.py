@@ -8,6 +8,7 @@ from fedjax_health.report.words import listing
 
 DATA = {
     "hospital_sim": "HospitalSim, the embedded simulation",
+    "events": "event series",
     "wustl": "WUSTL-EHMS-2020",
     "physionet2012": "PhysioNet 2012",
     "eicu": "the eICU demo",
@@ -20,6 +21,7 @@ MODELS = {
     "gru": "a GRU",
     "tcn": "a dilated TCN",
     "mlp": "an MLP",
+    "wide_deep": "a wide and deep network",
     "emr": "an EMR encoder",
     "ft_transformer": "an FT-transformer",
     "fusion": "a gated fusion of modalities",
