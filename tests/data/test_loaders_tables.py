@@ -135,6 +135,23 @@ def test_categories(tmp_path):
     )
 
 
+def test_categories_are_the_same_however_they_are_written(tmp_path):
+    roles = ColumnRoles(label="y", categorical=("k", "flag"), allow_missing=True)
+    write(tmp_path, one="k,flag,y\n1,TRUE,0\n2,FALSE,1\n,,1\n")
+    first = load_table(tmp_path / "one.csv", roles)
+    frame = pd.read_csv(tmp_path / "one.csv")
+    frame.to_csv(tmp_path / "two.csv", index=False)
+    assert "1.0,True" in (tmp_path / "two.csv").read_text()
+    frame.to_parquet(tmp_path / "two.parquet")
+    for name in ("two.csv", "two.parquet"):
+        again = load_table(tmp_path / name, roles)
+        assert again.categories == first.categories
+        np.testing.assert_array_equal(
+            again.features["features"], first.features["features"]
+        )
+    assert first.categories["features"] == {"k": ("1", "2"), "flag": ("false", "true")}
+
+
 def test_patients_entities_and_steps(tmp_path):
     rows = [
         "site,who,stay,when,a,y",

@@ -1,5 +1,6 @@
 """Columns of a table as numbers, labels, names and times, each bad cell refused."""
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -89,11 +90,20 @@ def read_categories(series: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
       (float32 [rows] index into the names, NaN for none; sorted names).
     """
     codes, texts = distinct(series)
+    texts = [_category(text) for text in texts]
     names = sort_names(text for text in texts if not is_missing(text))
     index = {name: float(position) for position, name in enumerate(names)}
     values = [index.get(text, np.nan) for text in texts]
     # Code -1, a null, picks the last.
     return np.asarray([*values, np.nan], np.float32)[codes], tuple(names)
+
+
+def _category(text: str) -> str:
+    """Returns a category as any program writes it: TRUE is True, and 3.0 is 3."""
+    if text.casefold() in ("true", "false"):
+        return text.casefold()
+    whole = re.fullmatch(r"(-?\d+)\.0+", text)
+    return whole[1] if whole else text
 
 
 def read_label(
