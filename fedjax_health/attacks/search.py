@@ -34,7 +34,7 @@ def strongest(response: Response, limit: jax.Array) -> jax.Array:
     that bounds a message's pull, such as a clipped mean, the distance creeps up by
     rounding for ever, and without the rule the search would follow it to the limit. A
     distance that is not finite counts as none; where nothing moves the aggregate, the
-    smallest strength is returned.
+    smallest strength that was tried is returned.
 
     Args:
       response: strength -> distance.

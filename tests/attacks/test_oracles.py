@@ -243,10 +243,10 @@ def test_mimic_learns_as_the_authors_code_does():
     np.testing.assert_allclose(cases.vector(state.mean), mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(cases.vector(state.direction), z, rtol=1e-3, atol=1e-4)
     # The target is known by its id, wherever it stands; without it another is copied.
-    assert copied[-1] == cases.IDS[5]
+    assert copied[-1] == cases.IDS[3]
     turned = np.roll(cases.IDS, 3)
     forged, _ = forge(attack, X, MALICIOUS, state=state, ids=turned, round=6)
-    np.testing.assert_array_equal(forged[1], X[0])
+    np.testing.assert_array_equal(forged[1], X[6])
     absent = cases.MASK & (copied[-1] != cases.IDS)
     forged, after = forge(attack, X, state=state, mask=absent, round=6)
     along = np.where(absent & ~MALICIOUS, X @ z, -np.inf)
