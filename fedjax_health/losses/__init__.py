@@ -1,5 +1,6 @@
 """Training losses."""
 
+from fedjax_health.losses.alignment import alignment
 from fedjax_health.losses.combine import Term, combine
 from fedjax_health.losses.supervised import (
     bce,
@@ -8,5 +9,22 @@ from fedjax_health.losses.supervised import (
     masked_bce,
     step_weight,
 )
+from fedjax_health.losses.temporal import (
+    embedding_smoothness,
+    logit_smoothness,
+    window_contrast,
+)
 
-__all__ = ["Term", "bce", "combine", "focal", "focal_bce", "masked_bce", "step_weight"]
+__all__ = [
+    "Term",
+    "alignment",
+    "bce",
+    "combine",
+    "embedding_smoothness",
+    "focal",
+    "focal_bce",
+    "logit_smoothness",
+    "masked_bce",
+    "step_weight",
+    "window_contrast",
+]

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health.core.types import Model
-from fedjax_health.losses.supervised import masked_bce, step_weight
+from fedjax_health.core.types import Detection, Model
+from fedjax_health.losses.supervised import focal, masked_bce, step_weight
 
 
 def apply(params, batch, *, key=None):
@@ -146,3 +146,109 @@ def test_missing_label_and_negative_burn_in_are_refused():
         masked_bce(MODEL)(jnp.zeros(()), {"x": jnp.zeros(3)}, KEY)
     with pytest.raises(ValueError, match="burn_in must be 0 or more"):
         masked_bce(MODEL, burn_in=-1)
+
+
+# Class weights, one answer for a window, the focal loss
+
+
+def focal_oracle(batch, gamma, alpha):
+    """One logit at a time, with the weights of classes."""
+    logits = np.asarray(batch["x"], np.float64)
+    total = count = 0.0
+    for place in np.ndindex(logits.shape):
+        weight = float(batch["weight"][place[0]]) * float(batch["valid"][place])
+        y = float(batch["label"][place])
+        p = 1 / (1 + np.exp(-logits[place]))
+        q = p if y else 1 - p
+        loss = -((1 - q) ** gamma) * np.log(q)
+        if alpha is not None:
+            loss *= alpha if y else 1 - alpha
+        total += weight * float(batch["class_weight"][place]) * loss
+        count += weight
+    return total / count
+
+
+def with_class_weights(*shape):
+    weights = np.random.default_rng(5).random(shape) + 0.5
+    return make_batch(*shape) | {"class_weight": jnp.asarray(weights, jnp.float32)}
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 5)])
+@pytest.mark.parametrize(
+    ("gamma", "alpha"), [(0.0, None), (2.0, None), (2.0, 0.7), (0.5, 0.3)]
+)
+def test_focal_equals_the_oracle(shape, gamma, alpha):
+    batch = with_class_weights(*shape)
+    loss_fn = focal(MODEL, gamma=gamma, alpha=alpha)
+    loss, metrics = jax.jit(loss_fn)(jnp.zeros(()), batch, KEY)
+    np.testing.assert_allclose(loss, focal_oracle(batch, gamma, alpha), rtol=1e-5)
+    assert 0 <= float(metrics["accuracy"]) <= 1
+
+
+def test_focal_without_gamma_is_the_cross_entropy_with_class_weights():
+    batch = with_class_weights(6, 5)
+    one, other = (f(jnp.zeros(()), batch, KEY) for f in (BCE, focal(MODEL, gamma=0)))
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
+    without = {n: v for n, v in batch.items() if n != "class_weight"}
+    assert abs(float(one[0]) - float(BCE(jnp.zeros(()), without, KEY)[0])) > 1e-3
+
+
+BCE = masked_bce(MODEL)
+
+
+def test_class_weights_are_not_part_of_the_denominator():
+    batch = with_class_weights(6, 5)
+    twice = batch | {"class_weight": 2 * batch["class_weight"]}
+    one, other = (float(BCE(jnp.zeros(()), b, KEY)[0]) for b in (batch, twice))
+    np.testing.assert_allclose(other, 2 * one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("label", [0.0, 1.0])
+@pytest.mark.parametrize("logit", [-1e4, -80.0, 0.0, 80.0, 1e4])
+def test_focal_is_stable_far_out(logit, label, gamma):
+    batch = {"x": jnp.array([logit]), "label": jnp.array([label])}
+    value = jax.value_and_grad(focal(MODEL, gamma=gamma), has_aux=True)
+    (loss, _), grad = value(jnp.zeros(()), batch, KEY)
+    assert np.isfinite(loss)
+    assert np.isfinite(grad)
+    wrong = (logit < 0) == (label == 1) and logit != 0
+    assert (float(loss) > 10) == wrong
+
+
+def test_one_logit_for_a_window_is_judged_by_its_last_step():
+    windows = with_class_weights(6, 5)
+    last = {n: v if v.ndim == 1 else v[:, -1] for n, v in windows.items()}
+    whole = windows | {"x": windows["x"][:, -1]}
+    for loss_fn in (BCE, focal(MODEL)):
+        got, want = (loss_fn(jnp.zeros(()), b, KEY) for b in (whole, last))
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_detection_is_judged_by_its_logits():
+    def detect(params, batch, *, key=None):
+        return Detection(params + batch["x"], {}, {})
+
+    batch = make_batch(6, 5)
+    found = masked_bce(Model(MODEL.init, detect))(jnp.zeros(()), batch, KEY)
+    np.testing.assert_array_equal(found[0], BCE(jnp.zeros(()), batch, KEY)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": -1}, "gamma must be finite and 0 or more"),
+        ({"alpha": 1.0}, "alpha must lie in"),
+        ({"burn_in": -1}, "burn_in must be 0 or more"),
+    ],
+)
+def test_focal_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        focal(MODEL, **change)
+
+
+def test_class_weights_of_another_shape_are_refused():
+    batch = make_batch(4, 3) | {"class_weight": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"'class_weight'\] has shape \(4,\)"):
+        BCE(jnp.zeros(()), batch, KEY)
