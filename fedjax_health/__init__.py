@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "aggregators": "fedjax_health.aggregators",
+    "attacks": "fedjax_health.attacks",
     "data": "fedjax_health.data",
     "losses": "fedjax_health.losses",
     "metrics": "fedjax_health.metrics",
@@ -32,6 +33,7 @@ _HOME = {
     "Detection": "fedjax_health.core.types",
     "DataAttack": "fedjax_health.core.types",
     "DataAttackContext": "fedjax_health.core.types",
+    "Defence": "fedjax_health.core.types",
     "Examples": "fedjax_health.core.types",
     "FederatedAlgorithm": "fedjax_health.core.types",
     "InputLayout": "fedjax_health.core.types",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
         Cohort,
         DataAttack,
         DataAttackContext,
+        Defence,
         Detection,
         Examples,
         FederatedAlgorithm,

@@ -255,7 +255,7 @@ def test_paths_follow_tomls_rules():
         (["malicious=[-2]"], ["malicious.0: -2: expected int >= 0"]),
         (["attack=custom", "attack.args.a.b=[0, inf]"], ["attack.args.a.b.1: inf"]),
         (["attack=custom"], ["attack.target", "package.module:function"]),
-        (["attack.args.x=1"], ["attack: say which kind", "--set attack=custom"]),
+        (["attack.args.x=1"], ["attack: say which kind", "--set attack=sign_flip"]),
         (["transforms.0=custom"], ["transforms.0.target"]),
         (["transforms.1=identity"], ["transforms is a list of 0"]),
         (["transforms.0.target=a:b"], ["first --set transforms.0=..."]),

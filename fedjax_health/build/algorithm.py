@@ -19,6 +19,7 @@ from fedjax_health.core.types import (
     Params,
     Sampling,
 )
+from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import build_algorithm
 from fedjax_health.engine.parallel import AXIS
 from fedjax_health.engine.plan import RoundPlan
@@ -57,7 +58,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
     population = prepared.store.num_clients
     model = build_model(settings, prepared)
     loss_fn = build_loss(settings, model)
-    plan = build_plan(settings)
+    plan = build_plan(settings, input_names(prepared.parts.train))
     sampling = build_sampling(settings, population)
     abstract_params = jax.eval_shape(model.init, _init_key(settings))
     algorithm = build_algorithm(

@@ -6,14 +6,13 @@ from typing import Any
 import optax
 
 from fedjax_health import aggregators, client, config, transforms
+from fedjax_health.build.attacks import build_attack, build_data_attack
 from fedjax_health.build.custom import custom_entry, optional_entry
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.core.types import (
     Aggregator,
     ClientTransform,
-    DataAttack,
     Mechanism,
-    UpdateAttack,
 )
 from fedjax_health.engine.average import averaging
 from fedjax_health.engine.plan import (
@@ -28,8 +27,13 @@ from fedjax_health.engine.plan import (
 )
 
 
-def build_plan(settings: Config) -> RoundPlan:
-    """Returns what fills the stages of a round."""
+def build_plan(settings: Config, columns: tuple[str, ...] = ()) -> RoundPlan:
+    """Returns what fills the stages of a round.
+
+    Args:
+      settings: the configuration.
+      columns: names of the model's input columns.
+    """
     return RoundPlan(
         local=LocalTraining(
             algorithm=_algorithm(settings),
@@ -38,14 +42,12 @@ def build_plan(settings: Config) -> RoundPlan:
             steps=settings.local.steps,
             batch_size=settings.local.batch_size,
         ),
-        data_attack=optional_entry(
-            settings.data_attack, DataAttack, path="data_attack"
-        ),
+        data_attack=build_data_attack(settings, columns),
         transforms=tuple(
             _transform(entry, path=f"transforms.{i}")
             for i, entry in enumerate(settings.transforms)
         ),
-        attack=optional_entry(settings.attack, UpdateAttack, path="attack"),
+        attack=build_attack(settings),
         aggregator=(
             aggregators.mean()
             if isinstance(settings.aggregator, config.Mean)

@@ -89,8 +89,6 @@ class Mean(Record, frozen=True, tag_field="kind", tag="mean"):
 
 Aggregator = Mean | Custom
 
-DataAttack = Custom
-UpdateAttack = Custom
 Mechanism = Custom
 
 

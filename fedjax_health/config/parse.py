@@ -14,6 +14,7 @@ import msgspec
 import tomli_w
 
 from fedjax_health.config import presets, schema
+from fedjax_health.config.attacks import Backdoor, DistributedBackdoor
 from fedjax_health.config.common import ConfigError, Custom, Record
 from fedjax_health.config.custom import check_target
 from fedjax_health.config.data import (
@@ -203,6 +204,11 @@ def _check_complete(record: Any, path: str):
         ):
             raise ConfigError(
                 f"config: {path}.path: names no file: add --set {path}.path=FILE"
+            )
+        case Backdoor(columns=()) | DistributedBackdoor(columns=()):
+            raise ConfigError(
+                f"config: {path}.columns: names no column of the input: add --set "
+                f"'{path}.columns=[\"NAME\"]' --set '{path}.values=[VALUE]'"
             )
         case LeaveOneOut(client=""):
             raise ConfigError(

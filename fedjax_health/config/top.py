@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from fedjax_health.config.attacks import Attackers, DataAttack, UpdateAttack
 from fedjax_health.config.common import (
     BelowOne,
     ConfigError,
@@ -27,7 +28,6 @@ from fedjax_health.config.detector import (
 from fedjax_health.config.federation import (
     Aggregator,
     Checkpoint,
-    DataAttack,
     Evaluation,
     Fixed,
     Mean,
@@ -36,7 +36,6 @@ from fedjax_health.config.federation import (
     Personal,
     Sampling,
     Transform,
-    UpdateAttack,
 )
 from fedjax_health.config.learning import (
     Algorithm,
@@ -94,6 +93,7 @@ class Config(Record, frozen=True):
       personal: parameters that stay on the client; none where it is left out.
       transforms: what happens to a client's message, in order.
       malicious: share of the clients, or their ids, that attack.
+      attackers: in which rounds they do, and how many of them at a time.
       data_attack: what malicious clients do to their data.
       attack: what malicious clients send.
       aggregator: how the messages of a cohort become one.
@@ -131,6 +131,7 @@ class Config(Record, frozen=True):
     personal: Personal | None = None
     transforms: tuple[Transform, ...] = ()
     malicious: float | tuple[Count, ...] = 0.0
+    attackers: Attackers = Attackers()
     data_attack: DataAttack | None = None
     attack: UpdateAttack | None = None
     aggregator: Aggregator = Mean()
