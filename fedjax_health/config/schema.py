@@ -99,6 +99,9 @@ def assign(
     records = _records(schema)
     if not keys:
         value, literal = parse_value(text)
+        if _is_choice(schema, text.strip()):
+            # A choice may look like a literal of another type, as "nan" does.
+            return text.strip()
         if not literal and text.strip() == "none" and _is(schema, types.NoneType):
             return MISSING
         return normalise(value, schema, path, default)
@@ -215,6 +218,11 @@ def _options(schema: types.Type) -> tuple[types.Type, ...]:
 
 def _records(schema: types.Type) -> tuple[types.StructType, ...]:
     return tuple(o for o in _options(schema) if isinstance(o, types.StructType))
+
+
+def _is_choice(schema: types.Type, text: str) -> bool:
+    options = _options(schema)
+    return any(isinstance(o, types.LiteralType) and text in o.values for o in options)
 
 
 def _is(schema: types.Type, kind: type) -> bool:
