@@ -57,7 +57,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
     """
     population = prepared.store.num_clients
     model = build_model(settings, prepared)
-    loss_fn = build_loss(settings, model)
+    loss_fn = build_loss(settings, model, prepared)
     plan = build_plan(settings, input_names(prepared.parts.train))
     sampling = build_sampling(settings, population)
     abstract_params = jax.eval_shape(model.init, _init_key(settings))

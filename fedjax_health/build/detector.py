@@ -33,41 +33,38 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
     """Returns the detector, made for the columns of the data."""
     chosen = settings.model
     layout = examples.layout
-    found = (
-        examples.parts.train.target
-        if isinstance(examples, Prepared)
-        else examples.target
-    )
-    target: Literal["row", "entity"] = "entity" if found == "entity" else "row"
+    target = _target(examples)
     streams = examples.window is not None or target == "entity"
     match chosen:
-        case config.Gru():
-            return models.gru_detector(
-                layout,
-                hidden=chosen.hidden,
-                dropout=chosen.dropout,
-                norm=chosen.norm,
-                target=target,
-                pooling=chosen.pooling,
-                statistics=chosen.statistics,
-            )
-        case config.Mlp():
-            return models.mlp(
-                layout,
-                hidden=chosen.hidden,
-                dropout=chosen.dropout,
-                norm=chosen.norm,
-                streams=streams,
-                target=target,
-                statistics=chosen.statistics,
+        case (
+            config.Gru()
+            | config.Mlp()
+            | config.Tcn()
+            | config.Grud()
+            | config.FtTransformer()
+        ):
+            carried = any(columns.elapsed is not None for columns in layout)
+            if isinstance(chosen, config.Grud) and not carried:
+                raise ConfigError(
+                    "config: model: grud needs values that are carried forward where "
+                    "they were not observed, and this data has none: choose --set "
+                    "model=gru"
+                )
+            return models.encoder_detector(
+                layout, _encoder(chosen), streams=streams, target=target
             )
         case config.Fusion():
-            names = [columns.name for columns in layout]
-            for name in chosen.encoders:
-                if name not in names:
+            by_name = {columns.name: columns for columns in layout}
+            for name, encoder in chosen.encoders.items():
+                if name not in by_name:
                     raise ConfigError(
                         f"config: model.encoders.{name}: the data has no modality "
-                        f"{name!r}: it has {', '.join(names)}"
+                        f"{name!r}: it has {', '.join(by_name)}"
+                    )
+                if isinstance(encoder, config.Grud) and not by_name[name].elapsed:
+                    raise ConfigError(
+                        f"config: model.encoders.{name}: grud needs values that are "
+                        "carried forward where they were not observed: choose gru"
                     )
             return models.fusion_detector(
                 layout,
@@ -112,11 +109,41 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
                 dropout=chosen.dropout,
                 norm=chosen.norm,
                 statistics=chosen.statistics,
+                input_dropout=chosen.input_dropout,
+                skip=chosen.skip,
+            )
+        case config.Tcn():
+            return models.TcnEncoder(
+                hidden=chosen.hidden,
+                levels=chosen.levels,
+                kernel=chosen.kernel,
+                dropout=chosen.dropout,
+                pooling=chosen.pooling,
+                statistics=chosen.statistics,
+            )
+        case config.Grud():
+            return models.GruDEncoder(
+                hidden=chosen.hidden,
+                hidden_decay=chosen.hidden_decay,
+                dropout=chosen.dropout,
+                pooling=chosen.pooling,
+                statistics=chosen.statistics,
+            )
+        case config.FtTransformer():
+            return models.TransformerEncoder(
+                width=chosen.width,
+                blocks=chosen.blocks,
+                heads=chosen.heads,
+                dropout=chosen.dropout,
             )
 
 
-def build_loss(settings: Config, model: Model) -> LossFn:
-    """Returns the training loss."""
+def build_loss(settings: Config, model: Model, examples: Prepared | Examples) -> LossFn:
+    """Returns the training loss.
+
+    Raises:
+      ConfigError: for a term that these examples cannot have.
+    """
     chosen = settings.loss
     match chosen:
         case config.Bce():
@@ -132,4 +159,65 @@ def build_loss(settings: Config, model: Model) -> LossFn:
             if not callable(loss_fn):
                 raise misfit(chosen, loss_fn, "LossFn", path="loss")
             return cast(LossFn, loss_fn)
-    return losses.combine(model, supervised, unimodal_weight=settings.unimodal_weight)
+    own = not isinstance(settings.model, Custom)
+    if chosen.burn_in and own and _target(examples) == "entity":
+        raise ConfigError(
+            f"config: loss.burn_in: {chosen.burn_in}: this data has one label for a "
+            "whole window: set it to 0"
+        )
+    return losses.combine(
+        model,
+        supervised,
+        unimodal_weight=settings.unimodal_weight,
+        temporal=_temporal(settings, examples),
+        alignment=_alignment(settings, examples),
+    )
+
+
+def _temporal(settings: Config, examples: Prepared | Examples) -> losses.Term | None:
+    chosen = settings.temporal
+    each_step = isinstance(chosen, config.LogitSmoothness | config.EmbeddingSmoothness)
+    if each_step and _target(examples) == "entity":
+        raise ConfigError(
+            "config: temporal: this data has one label for a whole window, so there "
+            "is nothing to be smooth: choose --set temporal=window, or none"
+        )
+    match chosen:
+        case None:
+            return None
+        case config.LogitSmoothness():
+            return losses.logit_smoothness(weight=chosen.weight, masked=chosen.masked)
+        case config.EmbeddingSmoothness():
+            return losses.embedding_smoothness(weight=chosen.weight, sigma=chosen.sigma)
+        case config.WindowContrast():
+            return losses.window_contrast(
+                weight=chosen.weight,
+                layout=examples.layout,
+                temperature=chosen.temperature,
+                jitter=chosen.jitter,
+                scaling=chosen.scaling,
+            )
+
+
+def _alignment(settings: Config, examples: Prepared | Examples) -> losses.Term | None:
+    chosen = settings.alignment
+    if chosen is None:
+        return None
+    names = [columns.name for columns in examples.layout]
+    if len(names) < 2 and not isinstance(settings.model, Custom):
+        raise ConfigError(
+            f"config: alignment: the data has one modality, {', '.join(names)}: add "
+            "--set alignment=none, or another modality"
+        )
+    return losses.alignment(
+        weight=chosen.weight, temperature=chosen.temperature, step=chosen.step
+    )
+
+
+def _target(examples: Prepared | Examples) -> Literal["row", "entity"]:
+    found = (
+        examples.parts.train.target
+        if isinstance(examples, Prepared)
+        else examples.target
+    )
+    return "entity" if found == "entity" else "row"

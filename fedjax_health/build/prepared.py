@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_health.build.split import deal_out, split_of
-from fedjax_health.config import Config
+from fedjax_health.config import Config, WindowContrast
 from fedjax_health.core.types import InputLayout
 from fedjax_health.data.partition import num_training_clients
 from fedjax_health.data.preprocess import (
@@ -45,7 +45,7 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
     """Splits, deals out, preprocesses and packs a dataset.
 
     Beside what ``from_dataset`` packs, the store holds ``class_weight`` where classes
-    are balanced, and ``patient`` where the loss aligns modalities.
+    are balanced, and ``patient`` and ``position`` where the loss tells examples apart.
 
     Raises:
       DataError: if a part or a client is left without what it needs.
@@ -94,6 +94,13 @@ def _extra(settings: Config, train: Dataset) -> dict[str, np.ndarray]:
     extra: dict[str, np.ndarray] = {}
     if settings.balance == "client":
         extra["class_weight"] = class_weights(train)
-    if getattr(settings, "alignment", None) is not None:
-        extra["patient"] = patients_of(train).astype(np.int32)
+    contrasted = isinstance(settings.temporal, WindowContrast)
+    if settings.alignment is not None or contrasted:
+        patient = patients_of(train)
+        # The number of a row's time among those of its patient: windows of one patient
+        # overlap where it differs by less than their length.
+        moments = np.stack([patient, train.time], axis=1)
+        position = np.unique(moments, axis=0, return_inverse=True)[1].reshape(-1)
+        extra["patient"] = patient.astype(np.int32)
+        extra["position"] = position.astype(np.int32)
     return extra

@@ -1,6 +1,6 @@
 """The detector and the loss that it is trained with."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -47,15 +47,86 @@ class Mlp(Record, frozen=True, tag_field="kind", tag="mlp"):
       norm: whether each hidden layer has a LayerNorm.
       statistics: whether, with windows, mean, least and greatest value and count of
         each feature so far are joined; else it sees the last row alone.
+      input_dropout: share of the inputs dropped during training.
+      skip: whether the head sees the inputs beside the last hidden layer.
     """
 
     hidden: tuple[Positive, ...] = (128, 64)
     dropout: BelowOne = 0.0
     norm: bool = False
     statistics: bool = True
+    input_dropout: BelowOne = 0.0
+    skip: bool = False
 
 
-Encoder = Gru | Mlp
+class Tcn(Record, frozen=True, tag_field="kind", tag="tcn"):
+    """A dilated causal convolution over windows (Bai et al. 2018), with LayerNorm.
+
+    Attributes:
+      hidden: units of every layer.
+      levels: residual blocks; the dilation doubles from block to block.
+      kernel: steps that a convolution reads; a step sees (kernel - 1)(2^levels - 1)
+        steps before it.
+      dropout: share of units dropped in each block during training.
+      pooling: as for gru.
+      statistics: as for gru.
+    """
+
+    hidden: Positive = 48
+    levels: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    kernel: Annotated[int, msgspec.Meta(ge=2)] = 3
+    dropout: BelowOne = 0.0
+    pooling: Pooling = "last"
+    statistics: bool = False
+
+
+class Grud(Record, frozen=True, tag_field="kind", tag="grud"):
+    """A GRU whose missing values and state decay (GRU-D, Che et al. 2018).
+
+    For windows in which values are carried forward where they were not observed.
+
+    Attributes:
+      hidden: units of the recurrent layer.
+      hidden_decay: whether the state decays as well as the values.
+      dropout: share of hidden states dropped before the head during training.
+      pooling: as for gru.
+      statistics: as for gru.
+    """
+
+    hidden: Positive = 48
+    hidden_decay: bool = True
+    dropout: BelowOne = 0.0
+    pooling: Pooling = "last"
+    statistics: bool = False
+
+
+class FtTransformer(Record, frozen=True, tag_field="kind", tag="ft_transformer"):
+    """A transformer over the features of a row (Gorishniy et al. 2021).
+
+    With windows it reads each step by itself, or the last one where a label belongs to
+    the whole window.
+
+    Attributes:
+      width: of the token of a feature.
+      blocks: attention blocks.
+      heads: heads of an attention; must divide width.
+      dropout: share of attention weights and of feed-forward units dropped during
+        training.
+    """
+
+    width: Positive = 32
+    blocks: Positive = 2
+    heads: Positive = 4
+    dropout: BelowOne = 0.0
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} must be a multiple of heads={self.heads}"
+            )
+
+
+Encoder = Gru | Mlp | Tcn | Grud | FtTransformer
 
 
 class Fusion(Record, frozen=True, tag_field="kind", tag="fusion"):
@@ -63,7 +134,8 @@ class Fusion(Record, frozen=True, tag_field="kind", tag="fusion"):
 
     Attributes:
       encoders: modality -> its encoder, such as {flow = {kind = "gru"}}; one that is
-        not named has a gru, or for single rows an mlp of one layer of 64.
+        not named has a gru, a grud where values are carried forward, or for single
+        rows an mlp of one layer of 64.
       joint: units of the joint layer.
       aligned: width of the space in which modalities are compared; 0 for none.
       modality_dropout: probability that a training example loses a modality.
@@ -91,7 +163,7 @@ class WideDeep(Record, frozen=True, tag_field="kind", tag="wide_deep"):
     dropout: BelowOne = 0.5
 
 
-Model = Gru | Mlp | Fusion | WideDeep | Custom
+Model = Gru | Mlp | Tcn | Grud | FtTransformer | Fusion | WideDeep | Custom
 
 
 class Bce(Record, frozen=True, tag_field="kind", tag="bce"):
@@ -123,3 +195,62 @@ class Focal(Record, frozen=True, tag_field="kind", tag="focal"):
 
 
 Loss = Bce | Focal | Custom
+
+
+class LogitSmoothness(Record, frozen=True, tag_field="kind", tag="logit"):
+    """Squared step of the probability between neighbouring steps.
+
+    Attributes:
+      weight: weight of the term.
+      masked: whether steps at which the label changes are left out; without it onsets
+        are detected later.
+    """
+
+    weight: NonNegative = 0.1
+    masked: bool = True
+
+
+class EmbeddingSmoothness(Record, frozen=True, tag_field="kind", tag="embedding"):
+    """Squared step of a fusion model's embedding, less where the input changes.
+
+    Attributes:
+      weight: weight of the term.
+      sigma: root mean square step of the input, in standard deviations, at which a pair
+        of steps counts 1/e.
+    """
+
+    weight: NonNegative = 0.1
+    sigma: AboveZero = 1.0
+
+
+class WindowContrast(Record, frozen=True, tag_field="kind", tag="window"):
+    """Contrast of two noisy views of a window (TS-TCC, Eldele et al. 2021).
+
+    Attributes:
+      weight: weight of the term.
+      temperature: of the cosines between embeddings.
+      jitter: deviation of the noise on each value, in standard deviations.
+      scaling: deviation of the factor of each feature.
+    """
+
+    weight: NonNegative = 0.1
+    temperature: AboveZero = 0.2
+    jitter: NonNegative = 0.1
+    scaling: NonNegative = 0.1
+
+
+Temporal = LogitSmoothness | EmbeddingSmoothness | WindowContrast
+
+
+class Alignment(Record, frozen=True):
+    """Agreement of the first two modalities on normal data, by masked InfoNCE.
+
+    Attributes:
+      weight: weight of the term.
+      temperature: of the cosines between embeddings.
+      step: which step of a window makes its pair: the last, or one drawn at random.
+    """
+
+    weight: NonNegative = 0.1
+    temperature: AboveZero = 0.1
+    step: Literal["last", "random"] = "last"

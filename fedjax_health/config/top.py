@@ -9,6 +9,7 @@ from fedjax_health.config.common import (
     BelowOne,
     ConfigError,
     Count,
+    Custom,
     NonNegative,
     Positive,
     Record,
@@ -16,14 +17,23 @@ from fedjax_health.config.common import (
 )
 from fedjax_health.config.data import Data, HospitalSim
 from fedjax_health.config.detector import (
+    Alignment,
     Bce,
+    EmbeddingSmoothness,
     Encoder,
     Focal,
+    FtTransformer,
     Fusion,
     Gru,
+    Grud,
+    LogitSmoothness,
     Loss,
     Mlp,
     Model,
+    Tcn,
+    Temporal,
+    WideDeep,
+    WindowContrast,
 )
 from fedjax_health.config.federation import (
     Aggregator,
@@ -84,6 +94,9 @@ class Config(Record, frozen=True):
       loss: the training loss.
       unimodal_weight: weight of the same loss on each modality's own logits, where the
         model has them.
+      temporal: consistency over time, added to the loss; none where it is left out.
+      alignment: agreement between modalities, added to the loss; none where it is left
+        out.
       algorithm: the federated algorithm.
       local: training on the client.
       server: the server's optimiser.
@@ -122,6 +135,8 @@ class Config(Record, frozen=True):
     model: Model = Gru()
     loss: Loss = Bce()
     unimodal_weight: NonNegative = 0.3
+    temporal: Temporal | None = None
+    alignment: Alignment | None = None
     algorithm: Algorithm = FedAvg()
     local: Local = Local()
     server: Server = ServerSgd()
@@ -150,6 +165,7 @@ class Config(Record, frozen=True):
             _check_held_out,
             _check_mapping,
             _check_window,
+            _check_terms,
         ):
             check(self)
 
@@ -179,6 +195,11 @@ def _check_algorithm(config: Config):
                 "config: personal: norm: the model has no normalisation layer: add "
                 "--set model.norm=true"
             )
+        case Norm(), Grud() | WideDeep():
+            raise ConfigError(
+                "config: personal: norm: the model has no normalisation layer: choose "
+                "another, such as --set model=gru --set model.norm=true"
+            )
         case Norm(), Fusion(encoders=named) if not any(map(_has_norm, named.values())):
             raise ConfigError(
                 "config: personal: norm: no encoder of the model was given a "
@@ -191,6 +212,10 @@ def _has_norm(encoder: Encoder) -> bool:
     match encoder:
         case Gru(norm=norm) | Mlp(norm=norm):
             return norm
+        case Grud():
+            return False
+        case Tcn() | FtTransformer():
+            return True
 
 
 def _check_clients(config: Config):
@@ -263,8 +288,52 @@ def _check_window(config: Config):
             f"config: loss.burn_in: {burn_in}: leaves no step of a window "
             f"of {config.window.length} (window.length)"
         )
-    if isinstance(config.model, Gru) and config.window.length < 2:
+    if config.window.length > 1:
+        return
+    model = config.model
+    named = model.encoders.items() if isinstance(model, Fusion) else ()
+    of_time = [model, *(encoder for _, encoder in named)]
+    for record in of_time:
+        if isinstance(record, Gru | Grud | Tcn):
+            kind = record.__struct_config__.tag
+            raise ConfigError(
+                f"config: window.length: 1: a {kind} needs windows of 2 steps or more; "
+                "choose mlp for single rows"
+            )
+
+
+def _check_terms(config: Config):
+    """Refuses terms of the loss that the model cannot give."""
+    temporal, model = config.temporal, config.model
+    for name in ("temporal", "alignment"):
+        if getattr(config, name) is not None and isinstance(config.loss, Custom):
+            raise ConfigError(
+                f"config: {name}: a loss of your own stands alone: add --set "
+                f"{name}=none, or join the term inside it (losses.combine)"
+            )
+    returns_parts = isinstance(model, Fusion | Custom)
+    match temporal:
+        case LogitSmoothness() | EmbeddingSmoothness() if config.window.length < 2:
+            raise ConfigError(
+                "config: temporal: there is no time in windows of 1 step: add --set "
+                "temporal=none, or a longer window.length"
+            )
+        case EmbeddingSmoothness() | WindowContrast() if not returns_parts:
+            kind = temporal.__struct_config__.tag
+            raise ConfigError(
+                f"config: temporal: {kind} needs a model that hands out its embedding: "
+                "choose --set model=fusion, for one modality too, or --set "
+                "temporal=logit"
+            )
+    if config.alignment is None:
+        return
+    if not returns_parts:
         raise ConfigError(
-            "config: window.length: 1: a gru needs windows of 2 steps or more; choose "
-            "--set model=mlp for single rows"
+            "config: alignment: needs a model with an encoder for each modality: "
+            "choose --set model=fusion, or --set alignment=none"
+        )
+    if isinstance(model, Fusion) and not model.aligned:
+        raise ConfigError(
+            "config: model.aligned: 0: alignment needs a space in which modalities are "
+            "compared: give it a width, such as 32"
         )

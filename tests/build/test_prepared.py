@@ -1,7 +1,5 @@
 """From a dataset and a configuration to parts, store and what losses need."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -122,13 +120,20 @@ def test_clients_that_are_held_out_are_no_part_of_the_federation(changes, held_o
     np.testing.assert_allclose(age[population:], age[:population].mean())
 
 
-def test_patients_are_packed_where_modalities_are_aligned():
+@pytest.mark.parametrize("asked", ["alignment", "temporal"])
+def test_patients_and_times_are_packed_where_examples_are_told_apart(asked):
     data = stays()
-    asked = types.SimpleNamespace(balance="none", alignment=object())
-    extra = prepared_module._extra(asked, data)
-    assert set(extra) == {"patient"}
-    assert extra["patient"].dtype == np.int32
+    change = "alignment.step=last" if asked == "alignment" else "temporal=window"
+    extra = prepared_module._extra(settings("model=fusion", change), data)
+    assert set(extra) == {"patient", "position"}
+    assert {values.dtype for values in extra.values()} == {np.dtype(np.int32)}
     np.testing.assert_array_equal(extra["patient"], data.patient)
+    # Two stays of a patient at the same times; times of others lie elsewhere.
+    for patient in (0, 1):
+        own = extra["position"][data.patient == patient].reshape(2, 4)
+        np.testing.assert_array_equal(own[0], own[0, 0] + np.arange(4))
+        np.testing.assert_array_equal(own[0], own[1])
+    assert len(set(extra["position"])) == 4 * len(set(data.patient))
 
 
 def test_a_split_may_have_a_seed_of_its_own():
