@@ -76,6 +76,16 @@ ENVIRONMENTS = {
         ),
         probe="import pfl.model.pytorch",
     ),
+    "byzfl": Environment(
+        python="3.11",
+        # byzfl asks for torchvision and more, which its aggregators do not need.
+        installs=(
+            ("torch==2.13.0",),
+            ("numpy==2.4.6", "scipy==1.17.1"),
+            ("--no-deps", "byzfl==0.0.11"),
+        ),
+        probe="import torch, numpy, scipy",
+    ),
 }
 
 

@@ -73,26 +73,7 @@ def _check_size(f: int, cohort_size: int) -> None:
 
 
 @functools.cache
-def bulyan(num_malicious: int) -> Aggregator:
-    """Picks n - 2 f rows by Krum, then averages what lies nearest their median.
-
-    El Mhamdi et al., 2018, "The Hidden Vulnerability of Distributed Learning in
-    Byzantium" (arXiv:1802.07927). Each pick is Krum's among the r rows that are left,
-    with r - f - 2 neighbours (at least 1); of several with the least score that of the
-    lowest client id. Of the n - 2 f picked rows each coordinate takes the mean of the n
-    - 4 f values nearest their median.
-
-    Breakdown point: f malicious rows, for n >= 4 f + 3. Weights are not used, but for a
-    weight of 0, which marks an absent row. Static: f, which the network holds.
-
-    Args:
-      num_malicious: f, the malicious rows that are assumed.
-
-    Raises:
-      ValueError: if f is negative; a ``CompositionError`` of ``check`` if n < 4 f + 3.
-    """
-    f = check_malicious("bulyan", num_malicious)
-
+def _rule(f: int) -> Aggregator:
     def choose(geometry: Geometry, rows: Rows, state: State):
         del state
         n = rows.valid.shape[0]
@@ -116,3 +97,24 @@ def bulyan(num_malicious: int) -> Aggregator:
     kernel = CoordinateKernel(network, _general, malicious=f, choose=choose)
     update = coordinate_update(kernel)
     return Aggregator(no_state, update, check, False, "rows", kernel)
+
+
+def bulyan(num_malicious: int) -> Aggregator:
+    """Picks n - 2 f rows by Krum, then averages what lies nearest their median.
+
+    El Mhamdi et al., 2018, "The Hidden Vulnerability of Distributed Learning in
+    Byzantium" (arXiv:1802.07927). Each pick is Krum's among the r rows that are left,
+    with r - f - 2 neighbours (at least 1); of several with the least score that of the
+    lowest client id. Of the n - 2 f picked rows each coordinate takes the mean of the n
+    - 4 f values nearest their median.
+
+    Breakdown point: f malicious rows, for n >= 4 f + 3. Weights are not used, but for a
+    weight of 0, which marks an absent row. Static: f, which the network holds.
+
+    Args:
+      num_malicious: f, the malicious rows that are assumed.
+
+    Raises:
+      ValueError: if f is negative; a ``CompositionError`` of ``check`` if n < 4 f + 3.
+    """
+    return _rule(check_malicious("bulyan", num_malicious))

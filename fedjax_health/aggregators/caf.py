@@ -65,9 +65,11 @@ def _weigh(
         tau = jnp.where(rows.valid, along**2, 0.0)
         largest = jnp.max(tau)
         better = top < search.spread
+        # Exactly 0 for the largest, whatever way the quotient is rounded.
+        left = jnp.where(tau < largest, jnp.maximum(1.0 - tau / largest, 0.0), 0.0)
         return _Search(
             search.step + 1,
-            c * (1.0 - tau / jnp.where(largest > 0, largest, 1.0)),
+            c * left,
             jnp.where(better, top, search.spread),
             jnp.where(better, c, search.best),
             largest <= 0,

@@ -1,9 +1,17 @@
 """Centred clipping: the mean of what remains of each row around the last aggregate."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from fedjax_health.aggregators.columns import zeros
+from fedjax_health.aggregators.columns import (
+    squared_distances_to,
+    stack_of,
+    vectors_of,
+    weighted_rows,
+    zeros,
+)
 from fedjax_health.aggregators.geometric_median import distances_to
 from fedjax_health.aggregators.gram import Geometry, GramKernel, gram_update
 from fedjax_health.aggregators.rows import (
@@ -12,6 +20,8 @@ from fedjax_health.aggregators.rows import (
     check_count,
     check_number,
     normalised,
+    row_metrics,
+    rows_of,
 )
 from fedjax_health.core.types import (
     AggregationContext,
@@ -23,28 +33,12 @@ from fedjax_health.core.types import (
     Updates,
 )
 
+_FEW_STEPS = 2
+
 
 def _center(state: State, context: AggregationContext | None) -> tuple[Updates, ...]:
     del context
     return (state["center"],)
-
-
-def _weigh(
-    geometry: Geometry, rows: Rows, state: State, key: Key
-) -> tuple[jax.Array, Metrics]:
-    del key
-    alpha = jnp.append(normalised(rows.weights), 0.0)
-    center = jnp.arange(alpha.shape[0]) == alpha.shape[0] - 1
-
-    def step(_, weights: jax.Array) -> jax.Array:
-        distance = distances_to(geometry, weights)
-        share = alpha * jnp.minimum(
-            1.0, state["radius"] / jnp.maximum(distance, jnp.finfo(jnp.float32).tiny)
-        )
-        return weights * (1.0 - jnp.sum(share)) + share
-
-    start = center.astype(jnp.float32)
-    return jax.lax.fori_loop(0, state["steps"], step, start), {}
 
 
 def _remember(
@@ -55,7 +49,64 @@ def _remember(
     return aggregate, {**state, "center": center}
 
 
-_KERNEL = GramKernel(_weigh, vectors=_center, finish=_remember)
+def _kernel_weigh(steps: int):
+    def weigh(
+        geometry: Geometry, rows: Rows, state: State, key: Key
+    ) -> tuple[jax.Array, Metrics]:
+        del key
+        alpha = jnp.append(normalised(rows.weights), 0.0)
+        center = jnp.arange(alpha.shape[0]) == alpha.shape[0] - 1
+
+        def step(_, weights: jax.Array) -> jax.Array:
+            distance = distances_to(geometry, weights)
+            share = alpha * _factor(distance, state)
+            return weights * (1.0 - jnp.sum(share)) + share
+
+        start = center.astype(jnp.float32)
+        return jax.lax.fori_loop(0, steps, step, start), {}
+
+    return weigh
+
+
+@functools.cache
+def _kernel(steps: int) -> GramKernel:
+    return GramKernel(_kernel_weigh(steps), vectors=_center, finish=_remember)
+
+
+def _factor(distance: jax.Array, state: State) -> jax.Array:
+    """Returns how much of the rows' differences to the centre remains."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    return jnp.minimum(1.0, state["radius"] / jnp.maximum(distance, tiny))
+
+
+@functools.cache
+def _direct(steps: int):
+    """Returns the update that walks the rows for every step."""
+
+    @jax.jit
+    def update(
+        stacked: Updates, weights: jax.Array, state: State, key: Key, *, context=None
+    ) -> tuple[Updates, State, Metrics]:
+        del key
+        stack = stack_of(stacked)
+        v = vectors_of(stacked, state["center"])
+        squared = squared_distances_to(stack, v)
+        rows = rows_of(weights, squared, context)
+        # Distances to a finite centre are finite where the rows are.
+        clean = jnp.all(jnp.isfinite(squared))
+        alpha = normalised(rows.weights)
+        for number in range(steps):
+            if number:
+                squared = squared_distances_to(stack, v)
+            distance = jnp.sqrt(jnp.where(rows.valid, squared, 0.0))
+            share = jnp.where(rows.valid, alpha * _factor(distance, state), 0.0)
+            own = [(1.0 - jnp.sum(share), v)]
+            v = weighted_rows(stack, share, clean, own)
+        aggregate = stack.build(v)
+        center = jax.tree.map(lambda x: x.astype(jnp.float32), aggregate)
+        return aggregate, {**state, "center": center}, row_metrics(rows)
+
+    return update
 
 
 def centered_clip(*, radius: float = 10.0, steps: int = 1) -> Aggregator:
@@ -69,7 +120,7 @@ def centered_clip(*, radius: float = 10.0, steps: int = 1) -> Aggregator:
     A malicious share delta of the weight moves the result by at most ``delta L tau``
     a round; no breakdown point by itself. With weights by examples a client that lies
     about its number of them weighs more, which ``weighting="uniform"`` rules out.
-    Traced: both numbers.
+    Static: L; traced: tau.
 
     Args:
       radius: tau, in the unit of the updates' norm.
@@ -80,12 +131,11 @@ def centered_clip(*, radius: float = 10.0, steps: int = 1) -> Aggregator:
     """
     tau = check_number("centered_clip", "radius", radius, above=0)
     count = check_count("centered_clip", "steps", steps, least=1)
+    kernel = _kernel(count)
 
     def init(params: Params) -> State:
-        return {
-            "radius": jnp.float32(tau),
-            "steps": jnp.int32(count),
-            "center": zeros(params),
-        }
+        return {"radius": jnp.float32(tau), "center": zeros(params)}
 
-    return Aggregator(init, gram_update(_KERNEL), accept_any, False, "gram", _KERNEL)
+    # A step or two are cheaper over the rows than by their inner products.
+    update = _direct(count) if count <= _FEW_STEPS else gram_update(kernel)
+    return Aggregator(init, update, accept_any, False, "gram", kernel)

@@ -203,24 +203,33 @@ def _map_piece(
         # evaluated anew for every term.
         return jax.lax.optimization_barrier(block(Block(rows, 0, width, number)))
     count = -(-width // size)
+    shape = jax.eval_shape(lambda: block(Block(rows, 0, size, number)))
+    empty = jnp.zeros((*shape.shape[:-1], width), shape.dtype)
+
+    # The last block ends where the matrix does and repeats some columns.
+    def start_of(i: jax.Array) -> jax.Array:
+        return jnp.minimum(i * size, width - size)
+
+    def make(i: jax.Array) -> jax.Array:
+        return block(Block(rows, start_of(i), size, number))
+
+    def fill(made: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        # Blocks are written where they belong: joining them later costs several times
+        # as much as making them.
+        def write(i: jax.Array, held: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(held, made(i), start_of(i), -1)
+
+        return jax.lax.fori_loop(0, count, write, empty)
+
     devices = _shares(count)
+    if devices == 1:
+        return fill(make)
     per_device = -(-count // devices)
     index = jnp.arange(per_device, dtype=jnp.int32)
-    if devices > 1:
-        index += jax.lax.axis_index(AXIS) * per_device
-
-    def one(i: jax.Array) -> jax.Array:
-        # The last block ends where the matrix does and repeats some columns.
-        start = jnp.minimum(i * size, width - size)
-        return block(Block(rows, start, size, number))
-
-    made = jax.lax.map(one, index)
-    if devices > 1:
-        made = jax.lax.all_gather(made, AXIS).reshape(-1, *made.shape[1:])[:count]
-    whole = jnp.moveaxis(made[:-1], 0, -2)
-    whole = whole.reshape(*whole.shape[:-2], -1)
-    left = width - (count - 1) * size
-    return jnp.concatenate([whole, made[-1][..., size - left :]], axis=-1)
+    index += jax.lax.axis_index(AXIS) * per_device
+    gathered = jax.lax.all_gather(jax.lax.map(make, index), AXIS)
+    gathered = gathered.reshape(-1, *gathered.shape[2:])
+    return fill(lambda i: gathered[i])
 
 
 def sum_columns(
@@ -283,6 +292,39 @@ def row_norms(stack: Stack) -> jax.Array:
         )
 
     return functools.reduce(jnp.add, [leaf(x) for x in stack.pieces])
+
+
+# Parts of a block that are added to one another before anything is summed along it.
+_LANES = 8
+
+
+def squared_distances_to(stack: Stack, vectors: Sequence[jax.Array]) -> jax.Array:
+    """Returns the squared distance of every row to one message, float32 ``[cohort]``.
+
+    The differences are formed first; see ``gram`` for why.
+
+    Args:
+      stack: the matrices.
+      vectors: the message's pieces.
+    """
+
+    def block(part: Block) -> jax.Array:
+        width = part.size // _LANES
+        if not width or part.size % _LANES:
+            moved = part.matrix() - part.part(vectors)[None]
+            return jnp.einsum("nd,nd->n", moved, moved, precision=EXACT)
+
+        def squares(lane: int) -> jax.Array:
+            own = part._replace(start=part.start + lane * width, size=width)
+            moved = own.matrix() - own.part(vectors)[None]
+            return moved * moved
+
+        # XLA's CPU reductions along a row take several times as long as a product.
+        added = functools.reduce(jnp.add, map(squares, range(_LANES)))
+        added = jax.lax.optimization_barrier(added)
+        return jnp.matmul(added, jnp.ones(width), precision=EXACT)
+
+    return sum_columns(stack, block)
 
 
 def weighted_rows(

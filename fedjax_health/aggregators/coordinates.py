@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_health.aggregators.columns import (
+    BLOCK,
     EXACT,
     Block,
     Stack,
@@ -31,8 +32,9 @@ from fedjax_health.core.types import Key, Metrics, State, Updates
 # Sum of a column's magnitudes up to which its rows surely have a finite squared norm.
 _LARGE = 1e15
 
-# Columns of a block that is sorted: all of its rows are held at once.
+# Columns of a block that is sorted, or mixed: all of its rows are held at once.
 _SORTED_BLOCK = 2048
+_MIXED_BLOCK = 2048
 
 
 class CoordinateKernel(NamedTuple):
@@ -311,6 +313,8 @@ def _mixed(
                 taken = [product[k] for k in range(number)]
             return kernel.network(taken, state)
 
-        return map_columns(stack, block)
+        # What a product leaves is read again at once: it must stay in the near cache.
+        size = _MIXED_BLOCK if chosen is not None and chosen.ndim == 2 else BLOCK
+        return map_columns(stack, block, size=size)
 
     return jax.lax.cond(jnp.all(rows.valid), network, general)

@@ -124,16 +124,26 @@ def products(
     # Fewer rows want fewer columns for a block to stay in the nearest cache.
     size = 2048 if stack.cohort + len(vectors) <= 32 else 8192
 
+    def product(rows: jax.Array, others: jax.Array) -> jax.Array:
+        contracted = (((1,), (1,)), ((), ()))
+        return jax.lax.dot_general(rows, others, contracted, precision=EXACT)
+
     def block(part: Block) -> jax.Array:
         rows = part.matrix()
-        if vectors:
-            rows = jnp.concatenate([rows, *(part.part(v)[None] for v in vectors)])
         if center is not None:
+            more = [part.part(v)[None] for v in vectors]
             middle = part.row(center)[None]
-            rows = jnp.concatenate([rows - middle, -middle])
-        return jax.lax.dot_general(
-            rows, rows, (((1,), (1,)), ((), ())), precision=EXACT
-        )
+            rows = jnp.concatenate([rows, *more]) - middle
+            rows = jnp.concatenate([rows, -middle])
+            return product(rows, rows)
+        made = product(rows, rows)
+        if not vectors:
+            return made
+        # By itself: a vector more in the block would copy the whole of it.
+        more = jnp.stack([part.part(v) for v in vectors])
+        across = product(rows, more)
+        own = product(more, more)
+        return jnp.block([[made, across], [across.T, own]])
 
     made = sum_columns(stack, block, size=size)
     return made if center is not None else jnp.pad(made, ((0, 1), (0, 1)))
@@ -236,7 +246,8 @@ def gram_update(kernel: GramKernel, mixing: Any = plain_mixing, needs: Needs = "
 
     Args:
       kernel: the rule.
-      mixing: ``(Geometry, Rows, numbers, key) -> (Geometry, Rows, matrix or None)``.
+      mixing: ``(Geometry, Rows, numbers, key) -> (Geometry, Rows, matrix)``; scales
+        ``[n]`` stand for a diagonal matrix, None for no mixing.
       needs: what the mixing needs of the rows; the kernel's own needs where empty. A
         state is then a pair of the mixing's numbers and the rule's state.
     """
@@ -256,7 +267,9 @@ def gram_update(kernel: GramKernel, mixing: Any = plain_mixing, needs: Needs = "
         weighed, metrics = kernel.weigh(mixed, mixed_rows, own, key)
         m = mixed_rows.valid.shape[0]
         shares = weighed[:m]
-        if matrix is not None:
+        if matrix is not None and matrix.ndim == 1:
+            shares = shares * matrix
+        elif matrix is not None:
             shares = jnp.matmul(shares, matrix, precision=EXACT)
         # Weights of rows that do not count are 0; say so exactly.
         shares = jnp.where(rows.valid, shares, 0.0)

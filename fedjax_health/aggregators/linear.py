@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fedjax_health.aggregators.gram import Geometry, GramKernel
+from fedjax_health.aggregators.rows import Rows, accept_any, normalised
 from fedjax_health.core import trees
-from fedjax_health.core.message import Message
-from fedjax_health.core.types import Aggregator, Metrics, Params, State, Updates
+from fedjax_health.core.types import Aggregator, Key, Metrics, Params, State, Updates
 
 
 def _init(params: Params) -> State:
@@ -30,9 +31,15 @@ def _update(
     return jax.tree.map(average, stacked), state, {}
 
 
-def _check(message: Message, cohort_size: int) -> Message:
-    del cohort_size
-    return message
+def _weigh(
+    geometry: Geometry, rows: Rows, state: State, key: Key
+) -> tuple[jax.Array, Metrics]:
+    """The mean after a mixing."""
+    del geometry, state, key
+    return normalised(rows.weights), {}
+
+
+_KERNEL = GramKernel(_weigh, needs="nothing")
 
 
 @functools.cache
@@ -41,4 +48,6 @@ def mean() -> Aggregator:
 
     Breakdown point 0: one malicious client moves it anywhere.
     """
-    return Aggregator(_init, _update, _check, linear=True, depends_on="gram")
+    return Aggregator(
+        _init, _update, accept_any, linear=True, depends_on="gram", kernel=_KERNEL
+    )

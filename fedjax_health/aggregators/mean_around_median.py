@@ -72,6 +72,21 @@ def _general(
 
 
 @functools.cache
+def _rule(f: int) -> Aggregator:
+    def network(rows: Sequence[jax.Array], state: State) -> jax.Array:
+        del state
+        check_majority("mean_around_median", f, len(rows))
+        return nearest_mean(rows, len(rows) - f)
+
+    def check(message: Message, cohort_size: int) -> Message:
+        check_majority("mean_around_median", f, cohort_size)
+        return message
+
+    kernel = CoordinateKernel(network, _general, malicious=f)
+    update = coordinate_update(kernel)
+    return Aggregator(no_state, update, check, False, "coordinates", kernel)
+
+
 def mean_around_median(num_malicious: int) -> Aggregator:
     """MeaMed: per coordinate, the mean of the n - f values nearest the median.
 
@@ -88,17 +103,4 @@ def mean_around_median(num_malicious: int) -> Aggregator:
     Raises:
       ValueError: if f is negative; a ``CompositionError`` of ``check`` if 2 f >= n.
     """
-    f = check_malicious("mean_around_median", num_malicious)
-
-    def network(rows: Sequence[jax.Array], state: State) -> jax.Array:
-        del state
-        check_majority("mean_around_median", f, len(rows))
-        return nearest_mean(rows, len(rows) - f)
-
-    def check(message: Message, cohort_size: int) -> Message:
-        check_majority("mean_around_median", f, cohort_size)
-        return message
-
-    kernel = CoordinateKernel(network, _general, malicious=f)
-    update = coordinate_update(kernel)
-    return Aggregator(no_state, update, check, False, "coordinates", kernel)
+    return _rule(check_malicious("mean_around_median", num_malicious))

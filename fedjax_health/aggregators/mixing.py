@@ -17,6 +17,7 @@ from fedjax_health.aggregators.columns import (
     EXACT,
     Block,
     Stack,
+    map_columns,
     stack_of,
 )
 from fedjax_health.aggregators.coordinates import CoordinateKernel, coordinate_update
@@ -188,22 +189,7 @@ def _mixed_pieces(stack: Stack, matrix: jax.Array) -> list[jax.Array]:
         rows = jnp.where(used, part.matrix(), 0.0)
         return jnp.matmul(matrix, rows, precision=EXACT)
 
-    return [_in_place(i, x, product) for i, x in enumerate(stack.pieces)]
-
-
-def _in_place(number: int, rows: jax.Array, product) -> jax.Array:
-    """Writes each block where it belongs, so that nothing is held twice."""
-    width = rows.shape[1]
-    size = min(width, 8192)
-    shape = jax.eval_shape(lambda: product(Block(rows, 0, size, number)))
-
-    def write(i: jax.Array, made: jax.Array) -> jax.Array:
-        start = jnp.minimum(i * size, width - size)
-        block = product(Block(rows, start, size, number))
-        return jax.lax.dynamic_update_slice(made, block, (0, start))
-
-    empty = jnp.zeros((shape.shape[0], width), jnp.float32)
-    return jax.lax.fori_loop(0, -(-width // size), write, empty)
+    return map_columns(stack, product)
 
 
 def mix(

@@ -5,17 +5,26 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fedjax_health.aggregators.gram import Geometry, GramKernel, gram_update
+from fedjax_health.aggregators.columns import (
+    squared_distances_to,
+    stack_of,
+    vectors_of,
+    weighted_rows,
+)
+from fedjax_health.aggregators.gram import Geometry, GramKernel
 from fedjax_health.aggregators.rows import (
     Rows,
     check_count,
     check_majority,
     check_malicious,
     normalised,
+    row_metrics,
+    rows_of,
     smallest,
 )
+from fedjax_health.core import trees
 from fedjax_health.core.message import Message
-from fedjax_health.core.types import Aggregator, Key, Metrics, Params, State
+from fedjax_health.core.types import Aggregator, Key, Metrics, Params, State, Updates
 
 
 def _weigh(
@@ -31,6 +40,28 @@ def _weigh(
 
 
 _KERNEL = GramKernel(_weigh, selects=True)
+
+
+@jax.jit
+def _update(
+    stacked: Updates, weights: jax.Array, state: State, key: Key, *, context=None
+) -> tuple[Updates, State, Metrics]:
+    """The rule by itself, which needs the distances to one row alone."""
+    del key
+    stack = stack_of(stacked)
+    ids = rows_of(weights, weights, context).client_ids
+    asked = (weights > 0) & (ids == state["trusted"])
+    center = trees.take_row(stacked, jnp.argmax(asked))
+    there = jnp.any(asked) & trees.all_finite(center)
+    center = jax.tree.map(lambda x: jnp.where(there, x, 0), center)
+    squared = squared_distances_to(stack, vectors_of(stacked, center))
+    rows = rows_of(weights, squared, context)
+    keep = rows.count - rows.malicious(state["num_malicious"])
+    near = smallest(jnp.where(rows.valid, squared, jnp.inf), keep)
+    shares = jnp.where(there, normalised(near), 0.0)
+    pieces = weighted_rows(stack, shares, jnp.all(jnp.isfinite(squared)))
+    metrics = {"trusted_present": there, "kept": shares != 0}
+    return stack.build(pieces), state, {**row_metrics(rows), **metrics}
 
 
 @functools.cache
@@ -68,4 +99,4 @@ def monna(num_malicious: int, *, trusted: int = 0) -> Aggregator:
         del params
         return {"num_malicious": jnp.int32(f), "trusted": jnp.int32(client)}
 
-    return Aggregator(init, gram_update(_KERNEL), _check(f), False, "gram", _KERNEL)
+    return Aggregator(init, _update, _check(f), False, "gram", _KERNEL)

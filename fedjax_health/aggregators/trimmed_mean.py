@@ -26,6 +26,23 @@ def _general(
 
 
 @functools.cache
+def _rule(f: int) -> Aggregator:
+    def network(rows: Sequence[jax.Array], state: State) -> jax.Array:
+        del state
+        check_majority("trimmed_mean", f, len(rows))
+        middle = range(f, len(rows) - f)
+        kept = ordered_rows(rows, middle) if f else rows
+        return added(kept) / len(kept)
+
+    def check(message: Message, cohort_size: int) -> Message:
+        check_majority("trimmed_mean", f, cohort_size)
+        return message
+
+    kernel = CoordinateKernel(network, _general, malicious=f, reach=100)
+    update = coordinate_update(kernel)
+    return Aggregator(no_state, update, check, False, "coordinates", kernel)
+
+
 def trimmed_mean(num_malicious: int) -> Aggregator:
     """Drops the f lowest and the f highest of each coordinate and averages the rest.
 
@@ -41,19 +58,4 @@ def trimmed_mean(num_malicious: int) -> Aggregator:
     Raises:
       ValueError: if f is negative; a ``CompositionError`` of ``check`` if 2 f >= n.
     """
-    f = check_malicious("trimmed_mean", num_malicious)
-
-    def network(rows: Sequence[jax.Array], state: State) -> jax.Array:
-        del state
-        check_majority("trimmed_mean", f, len(rows))
-        middle = range(f, len(rows) - f)
-        kept = ordered_rows(rows, middle) if f else rows
-        return added(kept) / len(kept)
-
-    def check(message: Message, cohort_size: int) -> Message:
-        check_majority("trimmed_mean", f, cohort_size)
-        return message
-
-    kernel = CoordinateKernel(network, _general, malicious=f, reach=100)
-    update = coordinate_update(kernel)
-    return Aggregator(no_state, update, check, False, "coordinates", kernel)
+    return _rule(check_malicious("trimmed_mean", num_malicious))

@@ -5,12 +5,12 @@ from typing import Any
 
 import optax
 
-from fedjax_health import aggregators, client, config, transforms
+from fedjax_health import client, config, transforms
+from fedjax_health.build.aggregators import build_aggregator
 from fedjax_health.build.attacks import build_attack, build_data_attack
 from fedjax_health.build.custom import custom_entry, optional_entry
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.core.types import (
-    Aggregator,
     ClientTransform,
     Mechanism,
 )
@@ -48,11 +48,7 @@ def build_plan(settings: Config, columns: tuple[str, ...] = ()) -> RoundPlan:
             for i, entry in enumerate(settings.transforms)
         ),
         attack=build_attack(settings),
-        aggregator=(
-            aggregators.mean()
-            if isinstance(settings.aggregator, config.Mean)
-            else custom_entry(settings.aggregator, Aggregator, path="aggregator")
-        ),
+        aggregator=build_aggregator(settings),
         mechanism=optional_entry(settings.mechanism, Mechanism, path="mechanism"),
         server_optimizer=_averaging(settings, _server_optimizer(settings)),
         weighting=settings.weighting,

@@ -83,12 +83,6 @@ class ClipL2(Record, frozen=True, tag_field="kind", tag="clip_l2"):
 Transform = Identity | ClipL2 | Custom
 
 
-class Mean(Record, frozen=True, tag_field="kind", tag="mean"):
-    """The weighted mean of the messages."""
-
-
-Aggregator = Mean | Custom
-
 Mechanism = Custom
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from fedjax_health.config.aggregators import Aggregator, Mean, Mixing
 from fedjax_health.config.attacks import Attackers, DataAttack, UpdateAttack
 from fedjax_health.config.common import (
     BelowOne,
@@ -36,11 +37,9 @@ from fedjax_health.config.detector import (
     WindowContrast,
 )
 from fedjax_health.config.federation import (
-    Aggregator,
     Checkpoint,
     Evaluation,
     Fixed,
-    Mean,
     Mechanism,
     Norm,
     Personal,
@@ -109,6 +108,7 @@ class Config(Record, frozen=True):
       attackers: in which rounds they do, and how many of them at a time.
       data_attack: what malicious clients do to their data.
       attack: what malicious clients send.
+      mixings: what mixes the messages of a cohort before the rule, in order.
       aggregator: how the messages of a cohort become one.
       mechanism: the privacy mechanism.
       parallelism: clients one after another ("scan") or side by side ("vmap").
@@ -149,6 +149,7 @@ class Config(Record, frozen=True):
     attackers: Attackers = Attackers()
     data_attack: DataAttack | None = None
     attack: UpdateAttack | None = None
+    mixings: tuple[Mixing, ...] = ()
     aggregator: Aggregator = Mean()
     mechanism: Mechanism | None = None
     parallelism: Literal["auto", "scan", "vmap"] = "auto"

@@ -141,10 +141,16 @@ def _step(
             stacked = _masked_rows(stacked, good)
             weights = jnp.where(good, deliveries.weight, 0.0)
             total_weight = jnp.sum(weights)
-            context = context._replace(mask=good)
+        # A message that was sent and is masked counts towards those that a rule
+        # assumes to be malicious.
+        context = context._replace(mask=deliveries.delivered)
         aggregate, aggregator, rule_metrics = structure.aggregate(
             stacked, weights, state.aggregator, aggregate_key, context=context
         )
+        if "kept" in rule_metrics:
+            rule_metrics |= detection_metrics(
+                deliveries.delivered, rule_metrics["kept"], cohort.malicious
+            )
         total = trees.scale(aggregate, total_weight)
 
     mechanism = state.mechanism
@@ -208,6 +214,30 @@ def _step(
             "itself reports: give it another name"
         )
     return new_state, {**rule_metrics, **metrics}
+
+
+def detection_metrics(
+    sent: jax.Array, kept: jax.Array, malicious: AnyArray
+) -> Metrics:
+    """Returns how well a selecting rule told malicious clients from honest ones.
+
+    Args:
+      sent: bool ``[cohort]``, clients that delivered a message.
+      kept: bool ``[cohort]``, those whose message the rule used.
+      malicious: bool ``[cohort]``.
+
+    Returns:
+      ``detection_precision``, the share of malicious clients among those that were
+      dropped, and ``detection_recall``, the share of the malicious that were dropped;
+      NaN where nobody was dropped, or nobody is malicious.
+    """
+    dropped = sent & ~jnp.asarray(kept)
+    guilty = sent & jnp.asarray(malicious)
+    caught = jnp.sum(dropped & guilty)
+    return {
+        "detection_precision": caught / jnp.sum(dropped),
+        "detection_recall": caught / jnp.sum(guilty),
+    }
 
 
 def _masked_rows(stacked: Updates, keep: jax.Array) -> Updates:

@@ -96,7 +96,10 @@ def _stages(config: Config) -> dict[str, str]:
         ),
         "2 shape the message": chain,
         "3 forge messages": _kind(config.attack),
-        "4 aggregate": f"{_kind(config.aggregator)}, weighted by {config.weighting}",
+        "4 aggregate": (
+            ", ".join(_kind(part) for part in (*config.mixings, config.aggregator))
+            + f", weighted by {config.weighting}"
+        ),
         "5 privatise": _kind(config.mechanism),
         "6 step the server": _kind(config.server),
     }

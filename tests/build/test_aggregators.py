@@ -1,0 +1,53 @@
+"""Every record of a rule or mixing builds it."""
+
+import typing
+
+import jax.numpy as jnp
+import pytest
+
+from fedjax_health import aggregators, config
+from fedjax_health.build.aggregators import build_aggregator
+from fedjax_health.config import Config, ConfigError, Custom
+from fedjax_health.config.aggregators import Aggregator, Mixing
+from fedjax_health.core.message import Message
+
+
+def records(union):
+    return [r for r in typing.get_args(union) if r is not Custom]
+
+
+@pytest.mark.parametrize("record", records(Aggregator))
+def test_a_record_builds_the_rule_of_its_name(record):
+    name = record.__struct_config__.tag
+    built = build_aggregator(Config(aggregator=record()))
+    constructor = getattr(aggregators, name)
+    fields = {f: getattr(record(), f) for f in record.__struct_fields__}
+    rule = constructor(**fields)
+    assert built.update is rule.update
+    mine, theirs = built.init(jnp.ones(3)), rule.init(jnp.ones(3))
+    assert repr(mine) == repr(theirs)
+
+
+def test_every_public_rule_but_the_one_with_root_data_has_a_record():
+    tags = {r.__struct_config__.tag for r in (*records(Aggregator), *records(Mixing))}
+    assert tags == set(aggregators.__all__) - {"fltrust"}
+
+
+def test_mixings_come_before_the_rule_in_their_order():
+    parsed = config.parse(
+        'aggregator = "trimmed_mean"\n'
+        'mixings = [{kind = "clip_norms", max_norm = 2.0}, {kind = "nnm"}]\n'
+    )
+    rule = build_aggregator(parsed)
+    parts = aggregators.clip_norms(2.0), aggregators.nnm(1), aggregators.trimmed_mean(1)
+    assert rule.update is aggregators.pipeline(*parts).update
+    assert rule.check(Message(num_params=3), 9).num_params == 3
+    with pytest.raises(ValueError, match="2 num_malicious"):
+        build_aggregator(Config(aggregator=config.Krum(num_malicious=4))).check(
+            Message(num_params=3), 9
+        )
+
+
+def test_numbers_that_a_rule_refuses_are_named_with_their_place():
+    with pytest.raises(ConfigError, match=r"aggregator: signguard: high"):
+        build_aggregator(Config(aggregator=config.SignGuard(high=0.5)))
