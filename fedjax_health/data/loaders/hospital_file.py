@@ -20,5 +20,4 @@ HOSPITAL_FILE_ROLES = ColumnRoles(
     drop=("hospital", "department", "device", "device_type", "oracle"),
     modalities={"iot": IOT_FEATURES, "emr": EMR_FEATURES},
     allow_missing=True,
-    carried=("emr",),
 )
