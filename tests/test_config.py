@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tomllib
 import typing
 
 import msgspec
@@ -34,7 +35,10 @@ def all_records():
 
 
 def overrides_that_name_a_file(name):
-    return ["data.path=flows.csv"] if name == "wustl" else []
+    """Presets of public data leave the path to the user."""
+    kind = tomllib.loads(cfg.preset_text(name))["data"]["kind"]
+    named = kind in ("hospital_sim", "mimic_demo")
+    return [] if named else ["data.path=data.csv"]
 
 
 @pytest.mark.parametrize("record", all_records(), ids=lambda r: r.__name__)
@@ -70,7 +74,17 @@ def test_presets_load_and_survive_saving(name):
 
 
 def test_preset_names_are_the_promised_ones():
-    assert {"demo", "paper", "many_clients", "wustl"} <= set(cfg.preset_names())
+    assert set(cfg.preset_names()) == {
+        "demo",
+        "paper",
+        "many_clients",
+        "wustl",
+        "physionet2012",
+        "eicu",
+        "ton_iot",
+        "heart",
+        "mimic_demo",
+    }
 
 
 def test_wustl_preset_asks_for_the_file():

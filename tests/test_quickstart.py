@@ -35,6 +35,9 @@ def test_the_commands_that_the_readme_promises_parse():
         "run",
         "resume",
         "plan",
+        "leakcheck",
+        "evaluate",
+        "report",
         "generate",
         "presets",
     }

@@ -216,9 +216,7 @@ def _step(
     return new_state, {**rule_metrics, **metrics}
 
 
-def detection_metrics(
-    sent: jax.Array, kept: jax.Array, malicious: AnyArray
-) -> Metrics:
+def detection_metrics(sent: jax.Array, kept: jax.Array, malicious: AnyArray) -> Metrics:
     """Returns how well a selecting rule told malicious clients from honest ones.
 
     Args:
