@@ -34,7 +34,7 @@ GRUS = {
         "model=gru",
     ],
     "GRU-48, both side by side": [*CENTRALISED, "model=gru"],
-    "two GRU-48, gated fusion, both": CENTRALISED,
+    "two GRUs, gated fusion, both": CENTRALISED,
     FEDERATED: [],
 }
 TREES = {"trees, one row, flow": False, "trees, rolling statistics, flow": True}
