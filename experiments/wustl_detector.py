@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.runs import finished_run
+
 SHOWN = (
     "auroc",
     "auprc",
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     import fedjax_health as fh
-    from fedjax_health import config, records, training
+    from fedjax_health import config
 
     fh.use_cpu_devices()
     print("| model | " + " | ".join(SHOWN) + " |")
@@ -54,18 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
             settings = config.load("wustl", overrides, seed=seed)
             folder = Path(options.out) / name.replace(" ", "-").replace(",", "")
             folder = folder / str(seed)
-            # A finished seed is read back, an interrupted one goes on.
-            written = records.run_folder(folder).config
-            if written.is_file():
-                before = config.load(written)
-                if config.config_hash(before) != config.config_hash(settings):
-                    parser.error(
-                        f"{folder} holds a run of another configuration: name another "
-                        "folder (--out FOLDER)"
-                    )
-                result = training.resume(folder, records.SILENT)
-            else:
-                result = training.train(settings, folder, records.SILENT)
+            try:
+                result = finished_run(settings, folder)
+            except ValueError as error:
+                parser.error(str(error))
             results.append(result["metrics"])
             print(f"{name}, seed {seed}: {results[-1]}", file=sys.stderr)
         cells = [_cell([r.get(metric) for r in results]) for metric in SHOWN]
