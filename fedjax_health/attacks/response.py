@@ -159,7 +159,9 @@ def embedding(gram: jax.Array) -> jax.Array:
     """Returns vectors ``[r, r]`` that have the given inner products ``[r, r]``.
 
     Vectors are brought to unit length first, so that the rounding in a short one's
-    coordinates is in proportion to its own length, whatever the others' is.
+    coordinates is in proportion to its own length, whatever the others' is. What
+    depends on others does so up to a part in a thousand of its length: the roots of
+    eigenvalues that should be 0.
     """
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
     safe = jnp.where(lengths > 0, lengths, 1.0)
