@@ -79,10 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="JSON in place of tables")
     options = parser.parse_args(arguments)
 
-    import fedjax_health as fh
     from fedjax_health import config
 
-    fh.use_cpu_devices()
     given = [f"data.path={options.path}", *options.set]
 
     def settings(seed: int, changes: Sequence[str]) -> config.Config:
@@ -272,4 +270,7 @@ def _folder_name(name: str) -> str:
 
 
 if __name__ == "__main__":
+    from fedjax_health import use_cpu_devices
+
+    use_cpu_devices()
     sys.exit(main())

@@ -41,10 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/wustl_detector", help="run folders")
     options = parser.parse_args(arguments)
 
-    import fedjax_health as fh
     from fedjax_health import config
 
-    fh.use_cpu_devices()
     print("| model | " + " | ".join(SHOWN) + " |")
     print("|---|" + "---|" * len(SHOWN))
     for name, changes in MODELS.items():
@@ -76,4 +74,7 @@ def _cell(values: list[float | None]) -> str:
 
 
 if __name__ == "__main__":
+    from fedjax_health import use_cpu_devices
+
+    use_cpu_devices()
     sys.exit(main())
