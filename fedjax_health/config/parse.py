@@ -55,7 +55,7 @@ def load(
       ConfigError: naming the field and the way out.
     """
     changes = list(overrides) if seed is None else [*overrides, f"seed={seed}"]
-    return parse(_read(config), changes)
+    return parse(read_text(config), changes)
 
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Config:
@@ -71,11 +71,19 @@ def parse(text: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: naming the field and the way out.
     """
+    return complete(override(read_toml(text), overrides))
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Returns the tree of a TOML text.
+
+    Raises:
+      ConfigError: where it is none.
+    """
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: not valid TOML: {error}") from error
-    return _convert(_override(raw, overrides))
 
 
 def validate(config: Config) -> Config:
@@ -90,7 +98,7 @@ def validate(config: Config) -> Config:
     Raises:
       ConfigError: naming the field and the way out.
     """
-    return _convert(_builtins(config))
+    return complete(_builtins(config))
 
 
 def to_toml(config: Config) -> str:
@@ -120,7 +128,15 @@ def _schema() -> Any:
     return msgspec.inspect.type_info(Config)
 
 
-def _read(config: str | os.PathLike[str]) -> str:
+def read_text(config: str | os.PathLike[str]) -> str:
+    """Returns the text of a configuration.
+
+    Args:
+      config: a TOML file, or the name of a preset.
+
+    Raises:
+      ConfigError: where there is none.
+    """
     name = os.fspath(config)
     if name in presets.preset_names():
         return presets.preset_text(name)
@@ -135,19 +151,52 @@ def _read(config: str | os.PathLike[str]) -> str:
         raise ConfigError(f"config: {name}: not UTF-8 text: {error}") from error
 
 
-def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        path, separator, text = override.partition("=")
+def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns a tree with overrides applied to it; see ``load``.
+
+    Args:
+      raw: as TOML gives it; it stays as it is.
+      overrides: ``path.to.field=value`` in the order in which they apply.
+
+    Raises:
+      ConfigError: for a path that does not exist.
+    """
+    for one in overrides:
+        path, separator, text = one.partition("=")
         if not separator:
-            raise ConfigError(
-                f"config: --set {override!r}: write it as path.to.field=value"
-            )
+            raise ConfigError(f"config: --set {one!r}: write it as path.to.field=value")
         keys = schema.parse_path(path.strip())
         raw = schema.assign(raw, keys, text, _schema(), "", None)
     return raw
 
 
-def _convert(raw: dict[str, Any]) -> Config:
+def change(
+    raw: dict[str, Any], changes: Sequence[tuple[tuple[str, ...], Any]]
+) -> dict[str, Any]:
+    """Returns a tree with values set in it.
+
+    Args:
+      raw: as TOML gives it; it stays as it is.
+      changes: path and value, as TOML gives it, in the order in which they apply;
+        "none" empties a slot that may be empty.
+
+    Raises:
+      ConfigError: for a path that does not exist.
+    """
+    for keys, value in changes:
+        raw = schema.assign(raw, list(keys), schema.Given(value), _schema(), "", None)
+    return raw
+
+
+def complete(raw: dict[str, Any]) -> Config:
+    """Returns the configuration of a tree, complete and checked.
+
+    Args:
+      raw: as TOML gives it.
+
+    Raises:
+      ConfigError: naming the field and the way out.
+    """
     raw = schema.normalise(raw, _schema(), "")
     try:
         config = msgspec.convert(raw, Config)

@@ -10,7 +10,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect as types
@@ -77,15 +77,26 @@ def normalise(raw: Any, schema: types.Type, path: str, default: Any = None) -> A
     return raw
 
 
+class Given(NamedTuple):
+    """A value as TOML gives it, where another would be read from text."""
+
+    value: Any
+
+
 def assign(
-    raw: Any, keys: list[str], text: str, schema: types.Type, path: str, default: Any
+    raw: Any,
+    keys: list[str],
+    new: str | Given,
+    schema: types.Type,
+    path: str,
+    default: Any,
 ) -> Any:
     """Sets one value inside a raw tree by its path.
 
     Args:
       raw: the tree, or ``MISSING`` where the parent does not mention it.
       keys: the rest of the path.
-      text: the value, a TOML literal or a plain string.
+      new: the value, as text (a TOML literal or a plain string) or as it is given.
       schema: the type of the tree.
       path: the path so far; "" at the top.
       default: the value of the field where the tree says nothing.
@@ -98,12 +109,13 @@ def assign(
     """
     records = _records(schema)
     if not keys:
-        value, literal = parse_value(text)
-        if _is_choice(schema, text.strip()):
+        text = new.strip() if isinstance(new, str) else new.value
+        if isinstance(text, str) and _is_choice(schema, text):
             # A choice may look like a literal of another type, as "nan" does.
-            return text.strip()
-        if not literal and text.strip() == "none" and _is(schema, types.NoneType):
+            return text
+        if text == "none" and _is(schema, types.NoneType):
             return MISSING
+        value = parse_value(new)[0] if isinstance(new, str) else new.value
         return normalise(value, schema, path, default)
     key, *rest = keys
     where = _join(path, key)
@@ -118,16 +130,16 @@ def assign(
             tree["kind"] = record.tag
         known = {field.name: field for field in record.fields}
         if key == "kind" and record.tag is not None and not rest:
-            return assign(raw, [], text, schema, path, default)
+            return assign(raw, [], new, schema, path, default)
         if key not in known:
             _refuse_field(where, key, known, record.tag)
         field = known[key]
         child = tree.get(key, MISSING)
-        new = assign(child, rest, text, field.type, where, default_of(field))
-        if new is MISSING:
+        made = assign(child, rest, new, field.type, where, default_of(field))
+        if made is MISSING:
             tree.pop(key, None)
         else:
-            tree[key] = new
+            tree[key] = made
         return tree
     if raw is MISSING:
         raw = msgspec.to_builtins(default)
@@ -144,8 +156,8 @@ def assign(
             raise ConfigError(
                 f"config: {where}: there is no such item yet: first --set {where}=..."
             )
-        new = assign(child, rest, text, option.item_type, where, None)
-        return [*items[:index], new, *items[index + 1 :]]
+        made = assign(child, rest, new, option.item_type, where, None)
+        return [*items[:index], made, *items[index + 1 :]]
     free = next((o for o in _options(schema) if isinstance(o, types.DictType)), None)
     if free is not None or _is(schema, types.AnyType):
         inner = types.AnyType() if free is None else free.value_type
@@ -153,9 +165,9 @@ def assign(
         if isinstance(raw, list):
             index = _index(key, len(raw), path)
             child = raw[index] if index < len(raw) else MISSING
-            new = assign(child, rest, text, inner, where, None)
-            return [*raw[:index], new, *raw[index + 1 :]]
-        tree[key] = assign(tree.get(key, MISSING), rest, text, inner, where, None)
+            made = assign(child, rest, new, inner, where, None)
+            return [*raw[:index], made, *raw[index + 1 :]]
+        tree[key] = assign(tree.get(key, MISSING), rest, new, inner, where, None)
         return tree
     raise ConfigError(f"config: {where}: {path} is a single value and has no fields")
 
