@@ -76,6 +76,8 @@ def _rule(entry: Any, path: str) -> Aggregator:
                 subdimension=entry.subdimension,
                 fraction=entry.fraction,
             )
+        case config.FlTrust():
+            return aggregators.fltrust()
         case config.FoolsGold():
             return aggregators.foolsgold(population=entry.population)
         case config.Flame():

@@ -1,5 +1,6 @@
 """Prepared data and a configuration become a federated algorithm."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from fedjax_health import config
 from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.plan import build_plan
 from fedjax_health.build.prepared import Prepared
+from fedjax_health.build.root import check_root, root_batches
 from fedjax_health.config import Config, ConfigError
 from fedjax_health.core.rng import Stream, key_for, root_key
 from fedjax_health.core.types import (
@@ -60,6 +62,10 @@ def build(settings: Config, prepared: Prepared) -> Built:
     loss_fn = build_loss(settings, model, prepared)
     plan = build_plan(settings, input_names(prepared.parts.train))
     sampling = build_sampling(settings, population)
+    if prepared.root is not None:
+        malicious = malicious_clients(settings, population)
+        check_root(settings, prepared.parts.train.client_names, malicious)
+        plan = dataclasses.replace(plan, root_batches=root_batches(prepared.root))
     abstract_params = jax.eval_shape(model.init, _init_key(settings))
     algorithm = build_algorithm(
         loss_fn,

@@ -1,9 +1,11 @@
 """A dataset is split, dealt out to clients, preprocessed and packed."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_health.build.root import take_root
 from fedjax_health.build.split import deal_out, split_of
 from fedjax_health.config import Config, WindowContrast
 from fedjax_health.core.types import InputLayout
@@ -31,6 +33,8 @@ class Prepared(NamedTuple):
       store: the packed training examples of the clients that train.
       window: time steps of an example, or None for single records.
       layout: where each modality lies in ``batch["x"]``.
+      root: the server's own examples, one client of the site's name, or None where it
+        has none. No part holds their rows; in ``split`` they count as training.
     """
 
     parts: Parts
@@ -39,6 +43,7 @@ class Prepared(NamedTuple):
     store: ClientStore
     window: int | None
     layout: InputLayout
+    root: ClientStore | None = None
 
 
 def prepare(settings: Config, dataset: Dataset) -> Prepared:
@@ -49,6 +54,7 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
 
     Raises:
       DataError: if a part or a client is left without what it needs.
+      ConfigError: if the server's own data cannot be had as configured.
     """
     window = settings.window.length if settings.window.length > 1 else None
     split = split_of(settings, dataset)
@@ -61,18 +67,41 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
                 f"{part.label[0]:g}: no detector can be measured on them; change "
                 "split, or use more data"
             )
+    population = num_training_clients(parts)
+    cut = take_root(settings, parts.train, population)
+    if cut is not None:
+        parts = parts._replace(train=cut.kept)
     preprocessing = _fit(settings, parts.train)
     parts = Parts(*(apply_preprocessing(preprocessing, part) for part in parts))
-    population = num_training_clients(parts)
-    store = from_dataset(
-        parts.train._replace(client_names=parts.train.client_names[:population]),
-        window=window,
-        stride=settings.window.stride,
-        extra=_extra(settings, parts.train),
-    )
+
+    def pack(part: Dataset, clients: slice) -> ClientStore:
+        return from_dataset(
+            part._replace(client_names=part.client_names[clients]),
+            window=window,
+            stride=settings.window.stride,
+            extra=_extra(settings, part),
+        )
+
     return Prepared(
-        parts, split, preprocessing, store, window, input_layout(parts.train)
+        parts,
+        split,
+        preprocessing,
+        store=pack(parts.train, slice(population)),
+        window=window,
+        layout=input_layout(parts.train),
+        root=None
+        if cut is None
+        else _pack_root(pack, apply_preprocessing(preprocessing, cut.held)),
     )
+
+
+def _pack_root(
+    pack: Callable[[Dataset, slice], ClientStore], held: Dataset
+) -> ClientStore:
+    """Packs the server's rows, which are scaled as those of the site they are from."""
+    client = int(held.client[0])
+    alone = held._replace(client=np.zeros(held.num_rows, np.int32))
+    return pack(alone, slice(client, client + 1))
 
 
 def _fit(settings: Config, train: Dataset) -> Preprocessing:

@@ -14,6 +14,7 @@ from fedjax_health.config.aggregators import (
     ClipNorms,
     Dnc,
     Flame,
+    FlTrust,
     FoolsGold,
     GeometricMedian,
     Krum,
@@ -120,12 +121,18 @@ from fedjax_health.config.preparation import (
     Natural,
     Outliers,
     QuantitySkew,
+    Root,
     Scaling,
     Stratified,
     Summarise,
     Window,
 )
-from fedjax_health.config.presets import preset_names, preset_summary, preset_text
+from fedjax_health.config.presets import (
+    preset_names,
+    preset_summary,
+    preset_text,
+    sweep_names,
+)
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
 
@@ -168,6 +175,7 @@ __all__ = [
     "FedAvg",
     "FedProx",
     "Fixed",
+    "FlTrust",
     "Flame",
     "Focal",
     "FoolsGold",
@@ -215,6 +223,7 @@ __all__ = [
     "QuantitySkew",
     "Record",
     "RobustLearningRate",
+    "Root",
     "Scaffold",
     "Scaling",
     "ServerAdam",
@@ -247,6 +256,7 @@ __all__ = [
     "preset_summary",
     "preset_text",
     "simulation_settings",
+    "sweep_names",
     "to_toml",
     "validate",
 ]

@@ -187,6 +187,10 @@ class Dnc(Record, frozen=True, tag_field="kind", tag="dnc"):
     fraction: AboveZero = 1.0
 
 
+class FlTrust(Record, frozen=True, tag_field="kind", tag="fltrust"):
+    """Messages weighted by their cosine with the server's own (Cao et al. 2021)."""
+
+
 class FoolsGold(Record, frozen=True, tag_field="kind", tag="foolsgold"):
     """Weighs clients by how little their updates resemble others' (Fung et al. 2020).
 
@@ -278,6 +282,7 @@ Aggregator = (
     | SignMajority
     | RobustLearningRate
     | Dnc
+    | FlTrust
     | FoolsGold
     | Flame
     | SignGuard

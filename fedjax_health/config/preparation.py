@@ -182,6 +182,18 @@ class LeaveOneOut(Record, frozen=True, tag_field="kind", tag="leave_one_out"):
 Split = Chronological | EpisodeBlocks | Stratified | ByClient | LeaveOneOut
 
 
+class Root(Record, frozen=True):
+    """The server's own data: a share of one site's training part, held out of it.
+
+    Attributes:
+      client: name of the site; one that trains and is honest.
+      share: share of its training rows, stays or records.
+    """
+
+    client: str = ""
+    share: OpenShare = 0.1
+
+
 class Window(Record, frozen=True):
     """What one example is.
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from fedjax_health.config.aggregators import Aggregator, Mean, Mixing
+from fedjax_health.config.aggregators import Aggregator, FlTrust, Mean, Mixing
 from fedjax_health.config.attacks import Attackers, DataAttack, UpdateAttack
 from fedjax_health.config.common import (
     BelowOne,
@@ -64,6 +64,7 @@ from fedjax_health.config.preparation import (
     Natural,
     Outliers,
     Partition,
+    Root,
     Scaling,
     Split,
     Summarise,
@@ -110,6 +111,8 @@ class Config(Record, frozen=True):
       attack: what malicious clients send.
       mixings: what mixes the messages of a cohort before the rule, in order.
       aggregator: how the messages of a cohort become one.
+      root: the server's own data, for the rules that need some; none where it is left
+        out.
       mechanism: the privacy mechanism.
       parallelism: clients one after another ("scan") or side by side ("vmap").
       chunk: clients side by side at a time; a memory budget decides where it is left
@@ -151,6 +154,7 @@ class Config(Record, frozen=True):
     attack: UpdateAttack | None = None
     mixings: tuple[Mixing, ...] = ()
     aggregator: Aggregator = Mean()
+    root: Root | None = None
     mechanism: Mechanism | None = None
     parallelism: Literal["auto", "scan", "vmap"] = "auto"
     chunk: Positive | None = None
@@ -163,6 +167,7 @@ class Config(Record, frozen=True):
         for check in (
             _check_algorithm,
             _check_clients,
+            _check_root,
             _check_held_out,
             _check_mapping,
             _check_window,
@@ -242,6 +247,28 @@ def _check_clients(config: Config):
         raise ConfigError(
             f"config: malicious: client id {max(malicious)}: ids run from 0 to "
             f"{population - 1} (partition.num_clients)"
+        )
+
+
+def _check_root(config: Config):
+    root = config.root
+    if root is None:
+        if isinstance(config.aggregator, FlTrust):
+            raise ConfigError(
+                "config: aggregator: fltrust trusts what points along the server's own "
+                "update, and the server has no data: name the site that gives it some "
+                "with --set root.client=NAME"
+            )
+        return
+    if not isinstance(config.aggregator, FlTrust | Custom):
+        kind = config.aggregator.__struct_config__.tag
+        raise ConfigError(
+            f"config: root: aggregator {kind} makes no use of the server's own data: "
+            "add --set root=none, or --set aggregator=fltrust"
+        )
+    if not root.client:
+        raise ConfigError(
+            "config: root.client: names no client: add --set root.client=NAME"
         )
 
 

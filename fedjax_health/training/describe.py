@@ -8,6 +8,7 @@ from fedjax_health import build, records
 from fedjax_health.config import Config
 from fedjax_health.core import trees
 from fedjax_health.data.preprocess import summary
+from fedjax_health.data.store import ClientStore
 from fedjax_health.engine.devices import available_memory
 from fedjax_health.training.setup import disk_bytes, prepare_run, state_bytes
 
@@ -29,7 +30,8 @@ def describe(config: Config) -> dict[str, Any]:
     message = built.algorithm.message
     slots = built.sampling.cohort_size
     model_bytes = trees.num_bytes(built.abstract_params)
-    store_bytes = sum(values.nbytes for values in store.rows.values())
+    root = run.prepared.root
+    store_bytes = sum(_bytes(one) for one in (store, root) if one is not None)
     devices = build.build_mesh(config.devices).size
     stacked = plan.attack is not None or not plan.aggregator.linear
     parts = run.prepared.parts
@@ -62,6 +64,7 @@ def describe(config: Config) -> dict[str, Any]:
             "largest": int(np.diff(store.offsets).max()),
             "smallest": int(np.diff(store.offsets).min()),
         },
+        **({"root": _root(root)} if root is not None else {}),
         "stages": _stages(config),
         "message": {
             "parameters": message.num_params,
@@ -80,6 +83,24 @@ def describe(config: Config) -> dict[str, Any]:
         "disk_bytes": disk_bytes(run),
         "parallelism": built.algorithm.parallelism,
         "rounds": config.rounds,
+    }
+
+
+def _bytes(store: ClientStore) -> int:
+    return sum(values.nbytes for values in store.rows.values())
+
+
+def _root(root: ClientStore) -> dict[str, Any]:
+    """Returns what the server's own data are, rows that fill up windows left out."""
+    assert root.client_names is not None
+    label = root.rows["label"]
+    if "valid" in root.rows:
+        label = label[root.rows["valid"] > 0]
+    return {
+        "client": root.client_names[0],
+        "rows": len(label),
+        "prevalence": float(np.mean(label)),
+        "examples": root.num_examples,
     }
 
 

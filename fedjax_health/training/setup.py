@@ -49,7 +49,7 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     """
     with records.tell_warnings(progress, DataWarning):
         dataset = build.build_dataset(config)
-    prepared = build.prepare(config, dataset)
+        prepared = build.prepare(config, dataset)
     train_part, population = summary(prepared.parts.train), prepared.store.num_clients
     held_out = train_part.num_clients - population
     progress.on_message(
@@ -67,7 +67,8 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     for check in found.checks if found is not None else ():
         if not check.passed:
             progress.on_message(f"warning: leak check, {check.check}: {check.message}")
-    built = build.build(config, prepared)
+    with records.tell_warnings(progress, DataWarning):
+        built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
     return Run(config, prepared, built, _data_version(config, dataset), found)
 

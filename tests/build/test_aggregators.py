@@ -19,7 +19,8 @@ def records(union):
 @pytest.mark.parametrize("record", records(Aggregator))
 def test_a_record_builds_the_rule_of_its_name(record):
     name = record.__struct_config__.tag
-    built = build_aggregator(Config(aggregator=record()))
+    root = config.Root("ward") if record is config.FlTrust else None
+    built = build_aggregator(Config(aggregator=record(), root=root))
     constructor = getattr(aggregators, name)
     fields = {f: getattr(record(), f) for f in record.__struct_fields__}
     rule = constructor(**fields)
@@ -28,9 +29,9 @@ def test_a_record_builds_the_rule_of_its_name(record):
     assert repr(mine) == repr(theirs)
 
 
-def test_every_public_rule_but_the_one_with_root_data_has_a_record():
+def test_every_public_rule_has_a_record():
     tags = {r.__struct_config__.tag for r in (*records(Aggregator), *records(Mixing))}
-    assert tags == set(aggregators.__all__) - {"fltrust"}
+    assert tags == set(aggregators.__all__)
 
 
 def test_mixings_come_before_the_rule_in_their_order():
