@@ -88,6 +88,38 @@ class RunFolder(NamedTuple):
     lock: Path
 
 
+class SweepFolder(NamedTuple):
+    """Where each part of a sweep lies.
+
+    Attributes:
+      root: the folder itself.
+      sweep: the whole grid, TOML.
+      environment: versions and machine, JSON.
+      settings: axes and what the report compares, JSON.
+      cells: one line a cell that is done, JSONL.
+      timings: one line a cell, wall times, JSONL.
+      results: one row a cell, Parquet.
+      results_csv: the same, CSV.
+      curves: one row an evaluation, Parquet.
+      report: the whole sweep for a reader, HTML.
+      plots: folder of the report's figures, PNG.
+      lock: held by the process that runs or resumes.
+    """
+
+    root: Path
+    sweep: Path
+    environment: Path
+    settings: Path
+    cells: Path
+    timings: Path
+    results: Path
+    results_csv: Path
+    curves: Path
+    report: Path
+    plots: Path
+    lock: Path
+
+
 class Progress(NamedTuple):
     """What a run tells while it runs; every entry is called by keyword.
 
@@ -140,6 +172,29 @@ def run_folder(root: StrPath) -> RunFolder:
     )
 
 
+def sweep_folder(root: StrPath) -> SweepFolder:
+    """Returns the paths of a sweep's folder; touches nothing.
+
+    Args:
+      root: the folder.
+    """
+    root = Path(root)
+    return SweepFolder(
+        root=root,
+        sweep=root / "sweep.toml",
+        environment=root / "environment.json",
+        settings=root / "settings.json",
+        cells=root / "cells.jsonl",
+        timings=root / "timings.jsonl",
+        results=root / "results.parquet",
+        results_csv=root / "results.csv",
+        curves=root / "curves.parquet",
+        report=root / "report.html",
+        plots=root / "plots",
+        lock=root / ".lock",
+    )
+
+
 def check_unused(root: StrPath):
     """Refuses an output folder in use.
 
@@ -155,7 +210,7 @@ def check_unused(root: StrPath):
     if root.is_dir() and any(entry.name != ".lock" for entry in root.iterdir()):
         way_out = (
             f"go on with it (fedjax-health resume {root})"
-            if run_folder(root).config.is_file()
+            if run_folder(root).config.is_file() or sweep_folder(root).sweep.is_file()
             else "empty it"
         )
         raise RunFolderError(
@@ -177,10 +232,49 @@ def create_folder(root: StrPath) -> RunFolder:
     """
     check_unused(root)
     folder = run_folder(root)
+    _make(folder.checkpoints, root)
+    return folder
+
+
+def create_sweep_folder(root: StrPath) -> SweepFolder:
+    """Creates the folder of a sweep.
+
+    Args:
+      root: the folder; it may be absent or empty.
+
+    Returns:
+      Its paths.
+
+    Raises:
+      RunFolderError: if it is in use or cannot be created.
+    """
+    check_unused(root)
+    folder = sweep_folder(root)
+    _make(folder.root, root)
+    return folder
+
+
+def _make(folder: Path, root: StrPath):
     try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{root}: cannot be created: {error.strerror}") from error
+
+
+def open_sweep_folder(root: StrPath) -> SweepFolder:
+    """Returns the paths of a folder that a sweep has left.
+
+    Args:
+      root: the folder.
+
+    Raises:
+      RunFolderError: if there is no sweep in it.
+    """
+    folder = sweep_folder(root)
+    if not folder.root.is_dir():
+        raise RunFolderError(f"{root}: no such folder")
+    if not folder.sweep.is_file():
+        raise RunFolderError(f"{root}: holds no sweep: sweep.toml is missing")
     return folder
 
 
@@ -218,8 +312,8 @@ def default_folder(name: str, seed: int, *, base: StrPath = "runs") -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Holds a run folder for this process; the system frees it when the process dies.
+def locked(folder: RunFolder | SweepFolder) -> Iterator[None]:
+    """Holds a folder for this process; the system frees it when the process dies.
 
     Temporary files that a killed process left in the folder are removed.
 

@@ -8,53 +8,57 @@ from fedjax_health.config import Config, ConfigError
 from fedjax_health.core.types import Aggregator, Mixing
 
 
-def build_aggregator(settings: Config) -> Aggregator:
+def build_aggregator(settings: Config, *, assumed: int = 0) -> Aggregator:
     """Returns the rule, behind its mixings where there are any.
+
+    Args:
+      settings: the configuration.
+      assumed: clients of a cohort that are taken to be malicious by rules and mixings
+        that do not say so themselves.
 
     Raises:
       ConfigError: for numbers that the rule refuses.
     """
-    rule = _told(_rule, settings.aggregator, path="aggregator")
+    rule = _told(_rule, settings.aggregator, assumed, path="aggregator")
     mixings = [
-        _told(_mixing, entry, path=f"mixings.{i}")
+        _told(_mixing, entry, assumed, path=f"mixings.{i}")
         for i, entry in enumerate(settings.mixings)
     ]
     return aggregators.pipeline(*mixings, rule) if mixings else rule
 
 
-def _told(make, entry: Any, *, path: str):
+def _told(make, entry: Any, assumed: int, *, path: str):
+    named = getattr(entry, "num_malicious", None)
     try:
-        return make(entry, path)
+        return make(entry, assumed if named is None else named, path)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"config: {path}: {error}") from error
 
 
-def _rule(entry: Any, path: str) -> Aggregator:
+def _rule(entry: Any, f: int, path: str) -> Aggregator:
     match entry:
         case config.Mean():
             return aggregators.mean()
         case config.Median():
             return aggregators.median()
         case config.TrimmedMean():
-            return aggregators.trimmed_mean(entry.num_malicious)
+            return aggregators.trimmed_mean(f)
         case config.MeanAroundMedian():
-            return aggregators.mean_around_median(entry.num_malicious)
+            return aggregators.mean_around_median(f)
         case config.Krum():
-            return aggregators.krum(entry.num_malicious, neighbors=entry.neighbors)
+            return aggregators.krum(f, neighbors=entry.neighbors)
         case config.MultiKrum():
-            return aggregators.multi_krum(
-                entry.num_malicious, keep=entry.keep, neighbors=entry.neighbors
-            )
+            return aggregators.multi_krum(f, keep=entry.keep, neighbors=entry.neighbors)
         case config.Bulyan():
-            return aggregators.bulyan(entry.num_malicious)
+            return aggregators.bulyan(f)
         case config.Mda():
-            return aggregators.mda(entry.num_malicious)
+            return aggregators.mda(f)
         case config.Smea():
-            return aggregators.smea(entry.num_malicious)
+            return aggregators.smea(f)
         case config.Caf():
-            return aggregators.caf(entry.num_malicious)
+            return aggregators.caf(f)
         case config.GeometricMedian():
             return aggregators.geometric_median(
                 steps=entry.steps, smoothing=entry.smoothing
@@ -62,16 +66,16 @@ def _rule(entry: Any, path: str) -> Aggregator:
         case config.CenteredClip():
             return aggregators.centered_clip(radius=entry.radius, steps=entry.steps)
         case config.Monna():
-            return aggregators.monna(entry.num_malicious, trusted=entry.trusted)
+            return aggregators.monna(f, trusted=entry.trusted)
         case config.Cge():
-            return aggregators.cge(entry.num_malicious)
+            return aggregators.cge(f)
         case config.SignMajority():
             return aggregators.sign_majority()
         case config.RobustLearningRate():
             return aggregators.robust_learning_rate(threshold=entry.threshold)
         case config.Dnc():
             return aggregators.dnc(
-                entry.num_malicious,
+                f,
                 iterations=entry.iterations,
                 subdimension=entry.subdimension,
                 fraction=entry.fraction,
@@ -87,14 +91,14 @@ def _rule(entry: Any, path: str) -> Aggregator:
     return custom_entry(entry, Aggregator, path=path)
 
 
-def _mixing(entry: Any, path: str) -> Mixing:
+def _mixing(entry: Any, f: int, path: str) -> Mixing:
     match entry:
         case config.Nnm():
-            return aggregators.nnm(entry.num_malicious)
+            return aggregators.nnm(f)
         case config.Bucketing():
             return aggregators.bucketing(entry.size)
         case config.ClipNorms():
             return aggregators.clip_norms(entry.max_norm)
         case config.Arc():
-            return aggregators.arc(entry.num_malicious)
+            return aggregators.arc(f)
     return custom_entry(entry, Mixing, path=path)

@@ -60,10 +60,14 @@ def build(settings: Config, prepared: Prepared) -> Built:
     population = prepared.store.num_clients
     model = build_model(settings, prepared)
     loss_fn = build_loss(settings, model, prepared)
-    plan = build_plan(settings, input_names(prepared.parts.train))
     sampling = build_sampling(settings, population)
+    malicious = malicious_clients(settings, population)
+    plan = build_plan(
+        settings,
+        input_names(prepared.parts.train),
+        assumed=assumed_malicious(settings, malicious, sampling.expected),
+    )
     if prepared.root is not None:
-        malicious = malicious_clients(settings, population)
         check_root(settings, prepared.parts.train.client_names, malicious)
         plan = dataclasses.replace(plan, root_batches=root_batches(prepared.root))
     abstract_params = jax.eval_shape(model.init, _init_key(settings))
@@ -84,7 +88,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
         sampling=sampling,
         algorithm=algorithm,
         abstract_params=abstract_params,
-        malicious=malicious_clients(settings, population),
+        malicious=malicious,
     )
 
 
@@ -132,6 +136,18 @@ def build_sampling(settings: Config, population: int) -> Sampling:
             return Sampling(
                 "poisson", population=population, expected=expected, cap=chosen.cap
             )
+
+
+def assumed_malicious(settings: Config, malicious: np.ndarray, cohort: int) -> int:
+    """Returns how many clients of a cohort rules take to be malicious.
+
+    Args:
+      settings: the configuration.
+      malicious: bool ``[population]``.
+      cohort: expected size of a cohort.
+    """
+    share = settings.assumed_malicious
+    return round(cohort * (np.mean(malicious) if share is None else share))
 
 
 def malicious_clients(settings: Config, population: int) -> np.ndarray:

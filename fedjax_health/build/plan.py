@@ -27,12 +27,16 @@ from fedjax_health.engine.plan import (
 )
 
 
-def build_plan(settings: Config, columns: tuple[str, ...] = ()) -> RoundPlan:
+def build_plan(
+    settings: Config, columns: tuple[str, ...] = (), *, assumed: int = 0
+) -> RoundPlan:
     """Returns what fills the stages of a round.
 
     Args:
       settings: the configuration.
       columns: names of the model's input columns.
+      assumed: clients of a cohort that rules take to be malicious where they do not say
+        so themselves.
     """
     return RoundPlan(
         local=LocalTraining(
@@ -48,7 +52,7 @@ def build_plan(settings: Config, columns: tuple[str, ...] = ()) -> RoundPlan:
             for i, entry in enumerate(settings.transforms)
         ),
         attack=build_attack(settings),
-        aggregator=build_aggregator(settings),
+        aggregator=build_aggregator(settings, assumed=assumed),
         mechanism=optional_entry(settings.mechanism, Mechanism, path="mechanism"),
         server_optimizer=_averaging(settings, _server_optimizer(settings)),
         weighting=settings.weighting,

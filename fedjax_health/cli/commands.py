@@ -35,6 +35,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return run(options)
         case "resume":
             return resume(options)
+        case "sweep":
+            return sweep(options)
         case "plan":
             return plan(options)
         case "evaluate":
@@ -73,14 +75,18 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def resume(options: argparse.Namespace) -> Outcome:
-    """Goes on with a run from its last good checkpoint.
+    """Goes on with a run from its last good checkpoint, or with a sweep.
 
     Args:
-      options: folder and the device options.
+      options: folder, workers and the device options.
 
     Returns:
       Final metrics and the folder.
     """
+    if records.sweep_folder(options.folder).sweep.is_file():
+        from fedjax_health.cli import sweep as sweeps
+
+        return _swept(sweeps.go_on(options), options)
     from fedjax_health.config import load
 
     folder = records.open_folder(options.folder)
@@ -91,6 +97,25 @@ def resume(options: argparse.Namespace) -> Outcome:
     return _watch(
         lambda progress: training.resume(folder.root, progress), folder.root, options
     )
+
+
+def sweep(options: argparse.Namespace) -> Outcome:
+    """Measures a grid of configurations in a new folder.
+
+    Args:
+      options: config, overrides, base, only, out, workers and the device options.
+
+    Returns:
+      How the cells ended, and where results lie.
+    """
+    from fedjax_health.cli import sweep as sweeps
+
+    return _swept(sweeps.start(options), options)
+
+
+def _swept(result: dict[str, Any], options: argparse.Namespace) -> Outcome:
+    shown = _with_report(result, result["folder"], options)
+    return Outcome(shown, lambda stream: _show().tree(shown, stream))
 
 
 def plan(options: argparse.Namespace) -> Outcome:
@@ -206,18 +231,29 @@ def presets(options: argparse.Namespace) -> Outcome:
     Returns:
       Names and summaries, or one preset's text.
     """
-    from fedjax_health.config import preset_names, preset_summary, preset_text
+    from fedjax_health.config import (
+        preset_names,
+        preset_summary,
+        preset_text,
+        sweep_names,
+    )
 
     if options.name:
         text = preset_text(options.name)
         return Outcome(
             {"name": options.name, "toml": text}, lambda stream: _write(stream, text)
         )
-    rows = [{"name": n, "summary": preset_summary(n)} for n in preset_names()]
-    return Outcome(
-        {"presets": rows},
-        lambda stream: _show().rows(rows, ("name", "summary"), stream),
+    runs, sweeps = (
+        [{"name": n, "summary": preset_summary(n)} for n in names]
+        for names in (preset_names(), sweep_names())
     )
+
+    def show(stream: TextIO):
+        for title, rows in (("run --config", runs), ("sweep --config", sweeps)):
+            named = [{title: row["name"], **row} for row in rows]
+            _show().rows(named, (title, "summary"), stream)
+
+    return Outcome({"presets": runs, "sweeps": sweeps}, show)
 
 
 def config_name(config: str) -> str:

@@ -37,8 +37,40 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_report(run)
 
-    resume = _add(commands, "resume", "go on with a run from its last checkpoint")
-    resume.add_argument("folder", metavar="DIR", help="run folder")
+    sweep = _add(commands, "sweep", "run a grid of configurations and compare them")
+    sweep.add_argument(
+        "--config",
+        required=True,
+        metavar="SWEEP",
+        help="TOML file with axes, or a preset such as robustness",
+    )
+    sweep.add_argument(
+        "--base",
+        metavar="CONFIG",
+        help="configuration of every cell in place of the sweep's own",
+    )
+    _add_overrides(sweep)
+    sweep.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE,VALUE",
+        help="keep these values of an axis; may be repeated",
+    )
+    sweep.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="folder, new or empty (default: runs/SWEEP-0, then -2, -3, ...)",
+    )
+    _add_workers(sweep)
+    _add_report(sweep)
+    _add_device(sweep)
+
+    resume = _add(
+        commands, "resume", "go on with a run from its last checkpoint, or with a sweep"
+    )
+    resume.add_argument("folder", metavar="DIR", help="folder of a run or a sweep")
+    _add_workers(resume)
     _add_report(resume)
     _add_device(resume)
 
@@ -68,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = _add(commands, "report", "write the report of a finished run as one page")
     report.add_argument(
-        "folder", metavar="DIR", help="run folder, or a folder of evaluate"
+        "folder", metavar="DIR", help="folder of run, sweep or evaluate"
     )
     report.add_argument(
         "--out", metavar="FILE", help="the page (default: DIR/report.html)"
@@ -133,6 +165,11 @@ def _add_config(parser: argparse.ArgumentParser, *, default: str | None = "demo"
         metavar="CONFIG",
         help=f"TOML file or preset name (default: {default or 'a table as it is'})",
     )
+    _add_overrides(parser)
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run")
+
+
+def _add_overrides(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -141,7 +178,15 @@ def _add_config(parser: argparse.ArgumentParser, *, default: str | None = "demo"
         metavar="PATH=VALUE",
         help="override one field, such as local.batch_size=64; may be repeated",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the run")
+
+
+def _add_workers(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes of a sweep (default: one per core, as memory allows)",
+    )
 
 
 def _add_report(parser: argparse.ArgumentParser):

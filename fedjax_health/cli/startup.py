@@ -17,11 +17,38 @@ def prepare_jax(
       cache_dir: folder of the cache; see ``cache_folder``.
       no_cache: leave the cache alone.
     """
-    from fedjax_health.engine.devices import use_cpu_devices
+    from fedjax_health.engine.devices import enable_cache, use_cpu_devices
 
     use_cpu_devices(devices)
-    if not no_cache:
-        enable_cache(cache_folder(cache_dir))
+    cache = prepare_cache(cache_dir, no_cache=no_cache)
+    if cache is not None:
+        enable_cache(cache)
+
+
+def prepare_cache(cache_dir: str | None, *, no_cache: bool) -> str | None:
+    """Returns the folder of compiled programs, created where absent.
+
+    A folder that cannot be written is only a warning.
+
+    Args:
+      cache_dir: folder of the cache; see ``cache_folder``.
+      no_cache: leave the cache alone.
+
+    Returns:
+      None for no cache, or for jax's own setting.
+    """
+    folder = None if no_cache else cache_folder(cache_dir)
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"fedjax-health: no compilation cache: {folder}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return None
+    return str(folder)
 
 
 def cache_folder(cache_dir: str | None = None) -> Path | None:
@@ -38,26 +65,3 @@ def cache_folder(cache_dir: str | None = None) -> Path | None:
         return None
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "fedjax-health" / "xla"
-
-
-def enable_cache(folder: Path | None):
-    """Points jax at the cache; a folder that cannot be written is only a warning.
-
-    Args:
-      folder: the folder, created where absent; None leaves jax's own setting.
-    """
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(
-            f"fedjax-health: no compilation cache: {folder}: {error.strerror}",
-            file=sys.stderr,
-        )
-        return
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The default of one second leaves out programs that add up to several seconds.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -23,34 +23,36 @@ class TrimmedMean(Record, frozen=True, tag_field="kind", tag="trimmed_mean"):
     """The mean of each coordinate without its extremes.
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed; as many of the
-        lowest and of the highest values are dropped.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says. As many of the lowest and of the highest values
+        are dropped.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class MeanAroundMedian(Record, frozen=True, tag_field="kind", tag="mean_around_median"):
     """The mean of the values nearest the median of each coordinate (MeaMed).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed; as many values are
-        dropped.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says. As many values are dropped.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class Krum(Record, frozen=True, tag_field="kind", tag="krum"):
     """The message closest to its nearest others (Blanchard et al. 2017).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
       neighbors: others that are counted; cohort less num_malicious less 2 where it is
         left out.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
     neighbors: Positive | None = None
 
 
@@ -58,13 +60,14 @@ class MultiKrum(Record, frozen=True, tag_field="kind", tag="multi_krum"):
     """The mean of the messages closest to their nearest others (Blanchard et al. 2017).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
       keep: messages that are averaged; cohort less num_malicious where it is left out.
       neighbors: others that are counted; cohort less num_malicious less 2 where it is
         left out.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
     keep: Positive | None = None
     neighbors: Positive | None = None
 
@@ -73,40 +76,44 @@ class Bulyan(Record, frozen=True, tag_field="kind", tag="bulyan"):
     """Messages picked by Krum, then a mean around their median (El Mhamdi et al. 2018).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class Mda(Record, frozen=True, tag_field="kind", tag="mda"):
     """The mean of the messages of least diameter; small cohorts only.
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class Smea(Record, frozen=True, tag_field="kind", tag="smea"):
     """The mean of the messages that spread least; small cohorts only.
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class Caf(Record, frozen=True, tag_field="kind", tag="caf"):
     """Messages weighed down along the direction of most spread (Allouah et al. 2025).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class GeometricMedian(Record, frozen=True, tag_field="kind", tag="geometric_median"):
@@ -137,11 +144,12 @@ class Monna(Record, frozen=True, tag_field="kind", tag="monna"):
     """The mean of the messages nearest a trusted client's (Farhadkhani et al. 2023).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
       trusted: the id of a client that is honest; rounds without it make no step.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
     trusted: Count = 0
 
 
@@ -149,10 +157,11 @@ class Cge(Record, frozen=True, tag_field="kind", tag="cge"):
     """The mean of the messages of smallest norm (Gupta and Vaidya 2020).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class SignMajority(Record, frozen=True, tag_field="kind", tag="sign_majority"):
@@ -175,13 +184,14 @@ class Dnc(Record, frozen=True, tag_field="kind", tag="dnc"):
     """Drops what stands out on random coordinates (Shejwalkar and Houmansadr 2021).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
       iterations: how often coordinates are drawn.
       subdimension: share of the coordinates that is drawn.
       fraction: messages that an iteration drops, in multiples of num_malicious.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
     iterations: Positive = 5
     subdimension: Share = 0.2
     fraction: AboveZero = 1.0
@@ -228,10 +238,11 @@ class Nnm(Record, frozen=True, tag_field="kind", tag="nnm"):
     """Every message becomes the mean of its nearest ones (Allouah et al. 2023).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 class Bucketing(Record, frozen=True, tag_field="kind", tag="bucketing"):
@@ -258,10 +269,11 @@ class Arc(Record, frozen=True, tag_field="kind", tag="arc"):
     """The largest messages clipped to the next norm (Allouah et al. 2025).
 
     Attributes:
-      num_malicious: malicious clients of a cohort that are assumed.
+      num_malicious: clients of a cohort that are taken to be malicious; left out, as
+        many as assumed_malicious says.
     """
 
-    num_malicious: Count = 1
+    num_malicious: Count | None = None
 
 
 Aggregator = (

@@ -107,6 +107,8 @@ class Config(Record, frozen=True):
       transforms: what happens to a client's message, in order.
       malicious: share of the clients, or their ids, that attack.
       attackers: in which rounds they do, and how many of them at a time.
+      assumed_malicious: share of a cohort that rules and mixings take to be malicious
+        where they do not say so themselves; the true share where it is left out.
       data_attack: what malicious clients do to their data.
       attack: what malicious clients send.
       mixings: what mixes the messages of a cohort before the rule, in order.
@@ -150,6 +152,7 @@ class Config(Record, frozen=True):
     transforms: tuple[Transform, ...] = ()
     malicious: float | tuple[Count, ...] = 0.0
     attackers: Attackers = Attackers()
+    assumed_malicious: BelowOne | None = None
     data_attack: DataAttack | None = None
     attack: UpdateAttack | None = None
     mixings: tuple[Mixing, ...] = ()

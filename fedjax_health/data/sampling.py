@@ -42,6 +42,7 @@ def build_cohort_fn(
     seed: int,
     *,
     malicious: np.ndarray | None = None,
+    resident: Examples | None = None,
 ) -> Callable[[int], Cohort]:
     """Returns ``round -> Cohort``, the same cohort for the same seed and round.
 
@@ -50,6 +51,7 @@ def build_cohort_fn(
       sampling: how clients are drawn.
       seed: the run's seed.
       malicious: bool ``[population]``, or None for honest clients alone.
+      resident: the store on the devices (``to_examples``), where it is there already.
 
     Raises:
       DataError: if sampling and store disagree, or a client has no examples.
@@ -74,7 +76,8 @@ def build_cohort_fn(
                 f"malicious must be bool of shape ({store.num_clients},), one flag a "
                 f"client, not {malicious.dtype} of shape {malicious.shape}"
             )
-    resident = None if store.mapped else to_examples(store)
+    if resident is None and not store.mapped:
+        resident = to_examples(store)
     capacity = mapped_capacity(store, sampling.cohort_size) if store.mapped else 0
     if capacity >= 2**31:
         raise DataError(

@@ -268,8 +268,23 @@ def input_names(dataset: Dataset) -> tuple[str, ...]:
     return tuple(names)
 
 
+def room_for(count: int) -> int:
+    """Returns the least of 4, 5, 6 or 7 times a power of two that is not below a count.
+
+    Arrays of that length let data of like size share compiled programs, and cost at
+    most a quarter more.
+
+    Args:
+      count: 0 or more.
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 3)
+    return -(-count // step) * step
+
+
 def to_examples(store: ClientStore) -> Examples:
     """Returns the whole store as device arrays, for gathering inside jit.
+
+    They are filled up with zeros, which no index of an example reaches.
 
     Raises:
       DataError: if there are more examples than an int32 index reaches.
@@ -279,9 +294,15 @@ def to_examples(store: ClientStore) -> Examples:
             f"{store.num_examples:,} examples are more than an int32 index reaches: "
             "split the data, or train from a mapped store"
         )
-    starts = None if store.starts is None else jnp.asarray(store.starts)
-    rows = {name: jnp.asarray(values) for name, values in store.rows.items()}
+    starts = None if store.starts is None else _with_room(store.starts)
+    rows = {name: _with_room(values) for name, values in store.rows.items()}
     return jax.block_until_ready(Examples(rows, starts, store.window))
+
+
+def _with_room(values: np.ndarray) -> jax.Array:
+    held = np.zeros((room_for(len(values)), *values.shape[1:]), values.dtype)
+    held[: len(values)] = values
+    return jnp.asarray(held)
 
 
 def write_store(store: ClientStore, folder: str | Path) -> None:

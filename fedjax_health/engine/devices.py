@@ -102,3 +102,16 @@ def _system_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
+
+
+def enable_cache(folder: str) -> None:
+    """Points jax at an existing folder of compiled programs.
+
+    Args:
+      folder: where they are kept between processes.
+    """
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # The default of one second leaves out programs that add up to several seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -19,7 +19,7 @@ from fedjax_health.core.types import (
     Params,
     logits_of,
 )
-from fedjax_health.data.store import ClientStore, to_examples
+from fedjax_health.data.store import ClientStore, room_for, to_examples
 from fedjax_health.engine.parallel import AXIS
 
 # Examples scored at once; one shape on any number of devices, so the bits agree.
@@ -116,10 +116,8 @@ def build_reader(
             )
         if store.num_examples == 0:
             raise ValueError("the store has no examples to score")
-        share = max(1, -(-count // (CHUNK * devices)))
-        if count < store.num_examples:
-            # A power of two: scoring client by client then compiles a few sizes only.
-            share = 1 << (share - 1).bit_length()
+        # Few sizes: data of like size shares one program, and clients one by one do.
+        share = room_for(max(1, -(-count // (CHUNK * devices))))
         padded = np.zeros(share * devices * CHUNK, np.int32)
         padded[:count] = index
         padded[count:] = index[-1] if count else 0

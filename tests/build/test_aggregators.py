@@ -7,6 +7,11 @@ import pytest
 
 from fedjax_health import aggregators, config
 from fedjax_health.build.aggregators import build_aggregator
+from fedjax_health.build.algorithm import (
+    assumed_malicious,
+    build_sampling,
+    malicious_clients,
+)
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.config.aggregators import Aggregator, Mixing
 from fedjax_health.core.message import Message
@@ -20,9 +25,11 @@ def records(union):
 def test_a_record_builds_the_rule_of_its_name(record):
     name = record.__struct_config__.tag
     root = config.Root("ward") if record is config.FlTrust else None
-    built = build_aggregator(Config(aggregator=record(), root=root))
+    built = build_aggregator(Config(aggregator=record(), root=root), assumed=2)
     constructor = getattr(aggregators, name)
     fields = {f: getattr(record(), f) for f in record.__struct_fields__}
+    if "num_malicious" in fields:
+        fields["num_malicious"] = 2
     rule = constructor(**fields)
     assert built.update is rule.update
     mine, theirs = built.init(jnp.ones(3)), rule.init(jnp.ones(3))
@@ -39,7 +46,7 @@ def test_mixings_come_before_the_rule_in_their_order():
         'aggregator = "trimmed_mean"\n'
         'mixings = [{kind = "clip_norms", max_norm = 2.0}, {kind = "nnm"}]\n'
     )
-    rule = build_aggregator(parsed)
+    rule = build_aggregator(parsed, assumed=1)
     parts = aggregators.clip_norms(2.0), aggregators.nnm(1), aggregators.trimmed_mean(1)
     assert rule.update is aggregators.pipeline(*parts).update
     assert rule.check(Message(num_params=3), 9).num_params == 3
@@ -52,3 +59,23 @@ def test_mixings_come_before_the_rule_in_their_order():
 def test_numbers_that_a_rule_refuses_are_named_with_their_place():
     with pytest.raises(ConfigError, match=r"aggregator: signguard: high"):
         build_aggregator(Config(aggregator=config.SignGuard(high=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "f"),
+    [
+        ([], 0),
+        (["malicious=0.25"], 2),
+        (["malicious=[0, 3, 5]"], 3),
+        (["malicious=0.25", "assumed_malicious=0.375"], 3),
+        (["malicious=0.25", "sampling.cohort_size=4"], 1),
+        (["malicious=0.25", "aggregator.num_malicious=3"], 3),
+    ],
+)
+def test_a_rule_assumes_as_many_as_there_are_unless_told(changes, f):
+    settings = config.parse('aggregator = "trimmed_mean"', changes)
+    malicious = malicious_clients(settings, 8)
+    cohort = build_sampling(settings, 8).expected
+    assumed = assumed_malicious(settings, malicious, cohort)
+    built = build_aggregator(settings, assumed=assumed)
+    assert built.update is aggregators.trimmed_mean(f).update

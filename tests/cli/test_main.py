@@ -352,7 +352,8 @@ def test_jax_starts_with_the_devices_and_the_cache_that_were_asked_for(tmp_path)
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    startup.enable_cache(tmp_path / "file" / "cache")
+    folder = str(tmp_path / "file" / "cache")
+    assert startup.prepare_cache(folder, no_cache=False) is None
     assert "no compilation cache" in one_line(capsys.readouterr().err)
 
 

@@ -20,6 +20,7 @@ from fedjax_health.data.store import (
     from_dataset,
     input_names,
     open_store,
+    room_for,
     to_examples,
     write_store,
 )
@@ -390,3 +391,16 @@ def test_damaged_folders_are_refused(damage, tmp_path):
     DAMAGES[damage](folder)
     with pytest.raises(DataError, match=r"write (it|the store)|unknown store format"):
         open_store(folder)
+
+
+@pytest.mark.parametrize("count", [*range(20), 63, 64, 65, 1000, 169_344])
+def test_room_is_enough_and_not_much_more(count):
+    room = room_for(count)
+    assert count <= room <= max(count * 1.25, 8)
+    assert room_for(room) == room
+
+
+def test_sizes_that_are_alike_share_one_room():
+    assert room_for(169_344) == room_for(163_872) == 196_608
+    counts = range(100_000, 200_000)
+    assert len({room_for(count) for count in counts}) <= 5

@@ -1,0 +1,143 @@
+"""The command ``sweep``: options become a grid, and its cells lines on stderr."""
+
+import argparse
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from fedjax_health import records
+from fedjax_health.sweep.run import (
+    Setup,
+    SweepProgress,
+    measure_cells,
+    resume_sweep,
+    run_sweep,
+)
+
+# What a process of its own takes beside its data, roughly.
+WORKER_BYTES = 2 << 30
+
+
+def start(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs a sweep in a new folder.
+
+    Args:
+      options: config, overrides, base, only, out, workers and the device options.
+
+    Returns:
+      See ``run_sweep``.
+    """
+    from fedjax_health.config.sweep import load_sweep
+
+    sweep = load_sweep(
+        options.config, options.overrides, base=options.base, only=options.only
+    )
+    name = Path(options.config).name.removesuffix(".toml") or "sweep"
+    folder = Path(options.out or records.default_folder(name, 0))
+    records.check_unused(folder)
+    workers = _workers(options)
+    return _watch(
+        lambda progress, make: run_sweep(
+            sweep, folder, progress, workers=workers, make_measure=make
+        ),
+        folder,
+        options,
+        workers,
+    )
+
+
+def go_on(options: argparse.Namespace) -> dict[str, Any]:
+    """Goes on with a sweep.
+
+    Args:
+      options: folder, workers and the device options.
+
+    Returns:
+      See ``resume_sweep``.
+    """
+    workers = _workers(options)
+    return _watch(
+        lambda progress, make: resume_sweep(
+            options.folder, progress, workers=workers, make_measure=make
+        ),
+        Path(options.folder),
+        options,
+        workers,
+    )
+
+
+def _watch(work, folder: Path, options: argparse.Namespace, workers: int):
+    from fedjax_health.cli.startup import prepare_cache
+
+    cache = prepare_cache(options.cache_dir, no_cache=options.no_cache)
+    from fedjax_health.engine.devices import available_cores
+
+    devices = options.device_count or (1 if workers > 1 else min(available_cores(), 8))
+    make = functools.partial(measure_cells, Setup(devices, cache))
+    try:
+        return work(lines(sys.stderr), make)
+    except KeyboardInterrupt:
+        if records.sweep_folder(folder).sweep.is_file():
+            way_out = f"go on with: fedjax-health resume {folder}"
+        else:
+            way_out = "nothing was measured yet"
+        raise KeyboardInterrupt(f"interrupted; {way_out}") from None
+
+
+def _workers(options: argparse.Namespace) -> int:
+    if options.workers is not None:
+        return options.workers
+    from fedjax_health.engine.devices import available_cores, available_memory
+
+    free = available_memory()
+    fitting = available_cores() if free is None else max(1, free // WORKER_BYTES)
+    return int(min(available_cores(), fitting))
+
+
+def lines(stream: TextIO, *, clock=time.monotonic) -> SweepProgress:
+    """Returns callbacks that write one line a cell.
+
+    Args:
+      stream: where they go.
+      clock: seconds.
+    """
+    state = {"start": 0.0, "first": 0}
+
+    def on_start(*, cells: int, done: int):
+        state.update(start=clock(), first=done)
+        known = f", {done} of them done already" if done else ""
+        _say(stream, f"{cells} different cells{known}")
+
+    def on_cell(*, cell, record, seconds: float, done: int, cells: int):
+        now = done - state["first"]
+        left = (clock() - state["start"]) / max(now, 1) * (cells - done)
+        named = ", ".join(f"{n}={v}" for n, v in cell.values.items())
+        tuned = "".join(f", {n}={v}" for n, v in cell.tuned.items())
+        _say(
+            stream,
+            f"{done}/{cells}  {named}{tuned}: {_outcome(record)}  "
+            f"({seconds:.1f} s)  {_duration(left)} left",
+        )
+
+    def on_message(text: str):
+        _say(stream, text)
+
+    return SweepProgress(on_start, on_cell, on_message)
+
+
+def _outcome(record: dict[str, Any]) -> str:
+    if record["status"] != "done":
+        return f"{record['status']}: {record['reason']}"
+    return f"AUROC {record['final']['test']['auroc']:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _say(stream: TextIO, text: str):
+    print(text, file=stream, flush=True)

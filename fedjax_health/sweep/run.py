@@ -1,0 +1,263 @@
+"""A sweep in a folder: cells are measured, each is kept, and a kill costs one cell.
+
+``cells.jsonl`` has one line for each cell that is done, written before the next one
+begins; everything else is made from it.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fedjax_health import records
+from fedjax_health.config import Config
+from fedjax_health.config.sweep import Cell, Sweep, parse_sweep
+from fedjax_health.records import SweepFolder
+from fedjax_health.sweep.results import curves_table, failures, results_table
+from fedjax_health.sweep.select import best_worst
+from fedjax_health.sweep.workers import Task, run_groups
+
+
+class SweepProgress(NamedTuple):
+    """What a sweep tells while it runs; every entry is called by keyword.
+
+    Attributes:
+      on_start: ``(*, cells, done)``: how many there are, and how many are done.
+      on_cell: ``(*, cell, record, seconds, done, left)``.
+      on_message: ``(text)``, for anything else that a person should read.
+    """
+
+    on_start: Callable[..., None]
+    on_cell: Callable[..., None]
+    on_message: Callable[[str], None]
+
+
+class Setup(NamedTuple):
+    """What a process needs before it measures; sent to every worker.
+
+    Attributes:
+      devices: CPU devices of the process; None leaves them as they are.
+      cache: folder of compiled programs, or None for none.
+    """
+
+    devices: int | None
+    cache: str | None
+
+
+def run_sweep(
+    sweep: Sweep,
+    folder: str | os.PathLike[str],
+    progress: SweepProgress,
+    *,
+    workers: int = 1,
+    make_measure: Callable[[], Callable[[Any], dict[str, Any]]],
+) -> dict[str, Any]:
+    """Measures every cell of a sweep in a new folder.
+
+    Args:
+      sweep: from ``config.load_sweep``.
+      folder: absent or empty.
+      progress: told what happens.
+      workers: processes that measure cells; 1 for this one.
+      make_measure: called once in every process; see ``measure_cells``.
+
+    Returns:
+      Where things lie, how many cells ended how, and what failed.
+
+    Raises:
+      RunFolderError: if the folder is in use.
+    """
+    paths = records.create_sweep_folder(folder)
+    with records.locked(paths):
+        records.write_json(paths.environment, records.environment())
+        # Last: with it there is a sweep to resume.
+        records.write_text(paths.sweep, sweep.toml)
+        return _go_on(sweep, paths, progress, workers, make_measure)
+
+
+def resume_sweep(
+    folder: str | os.PathLike[str],
+    progress: SweepProgress,
+    *,
+    workers: int = 1,
+    make_measure: Callable[[], Callable[[Any], dict[str, Any]]],
+) -> dict[str, Any]:
+    """Goes on with a sweep: done cells stay, failed ones are tried again.
+
+    Args:
+      folder: of the sweep.
+      progress: told what happens.
+      workers: processes that measure cells; 1 for this one.
+      make_measure: called once in every process; see ``measure_cells``.
+
+    Returns:
+      As ``run_sweep``.
+
+    Raises:
+      RunFolderError: if there is no sweep, or another process works on it.
+    """
+    paths = records.open_sweep_folder(folder)
+    sweep = parse_sweep(paths.sweep.read_text(encoding="utf-8"))
+    with records.locked(paths):
+        # A kill may leave half a line, and a cell that failed may do better now.
+        records.truncate_jsonl(
+            paths.cells, lambda line: line["record"]["status"] != "failed"
+        )
+        return _go_on(sweep, paths, progress, workers, make_measure)
+
+
+def measure_cells(setup: Setup) -> Callable[[Config], dict[str, Any]]:
+    """Returns what measures configurations in this process.
+
+    Args:
+      setup: asked for before jax starts; without effect where it has.
+    """
+    from fedjax_health.engine.devices import enable_cache, use_cpu_devices
+
+    if setup.devices is not None:
+        use_cpu_devices(setup.devices)
+    if setup.cache is not None:
+        enable_cache(setup.cache)
+
+    from fedjax_health.sweep.measure import Bench
+
+    bench = Bench()
+
+    def measure(config: Config) -> dict[str, Any]:
+        clock = time.monotonic()
+        try:
+            record = bench.measure(config)
+        except Exception as error:
+            # Whatever it is, the other cells do not depend on it.
+            record = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        return {"record": record, "seconds": time.monotonic() - clock}
+
+    return measure
+
+
+def groups_of(cells: Iterable[Cell]) -> list[list[Task]]:
+    """Returns the cells to measure, those of one structure together.
+
+    Cells that compute the same occur once. A group shares compiled programs: its cells
+    differ in numbers and seeds alone.
+
+    Args:
+      cells: those that are not done.
+    """
+    groups: dict[str, dict[str, Task]] = {}
+    for cell in cells:
+        group = groups.setdefault(_structure(cell.config), {})
+        group.setdefault(cell.key, Task(cell.key, cell.config))
+    return [list(group.values()) for group in groups.values()]
+
+
+def _structure(config: Config) -> str:
+    def shape(value: Any) -> Any:
+        match value:
+            case dict():
+                return {n: shape(v) for n, v in value.items()}
+            case list() | tuple():
+                return [shape(v) for v in value]
+            case float():
+                return None
+        return value
+
+    fields = msgspec.to_builtins(config)
+    fields.pop("seed")
+    # How many attack is traced, and how many a rule assumes is not.
+    fields["malicious"] = [config.malicious, config.assumed_malicious]
+    return json.dumps(
+        {n: v if n == "malicious" else shape(v) for n, v in fields.items()},
+        sort_keys=True,
+    )
+
+
+def _go_on(
+    sweep: Sweep,
+    paths: SweepFolder,
+    progress: SweepProgress,
+    workers: int,
+    make_measure: Callable[[], Callable[[Any], dict[str, Any]]],
+) -> dict[str, Any]:
+    done = read_cells(paths)
+    by_key = {cell.key: cell for cell in sweep.cells}
+    left = [cell for cell in by_key.values() if cell.key not in done]
+    progress.on_start(cells=len(by_key), done=len(by_key) - len(left))
+
+    def on_record(key: str, measured: dict[str, Any]):
+        record, seconds = measured.get("record", measured), measured.get("seconds", 0.0)
+        line = {"cell": key, "record": record}
+        records.append_jsonl(paths.cells, [line], durable=True)
+        records.append_jsonl(paths.timings, [{"cell": key, "seconds": seconds}])
+        done[key] = record
+        progress.on_cell(
+            cell=by_key[key],
+            record=record,
+            seconds=seconds,
+            done=sum(k in done for k in by_key),
+            cells=len(by_key),
+        )
+
+    run_groups(groups_of(left), make_measure, on_record, workers=workers)
+    return _finish(sweep, paths, done, progress)
+
+
+def read_cells(paths: SweepFolder) -> dict[str, dict[str, Any]]:
+    """Returns the records of the cells that are done, by their keys.
+
+    Args:
+      paths: of the sweep.
+    """
+    return {line["cell"]: line["record"] for line in records.read_jsonl(paths.cells)}
+
+
+def _finish(
+    sweep: Sweep,
+    paths: SweepFolder,
+    done: Mapping[str, dict[str, Any]],
+    progress: SweepProgress,
+) -> dict[str, Any]:
+    """Writes the tables."""
+    table = results_table(sweep, done)
+    chosen = best_worst(table, sweep.report)
+    table["selected"] = table.index.isin(_index_of(table, chosen))
+    curves = curves_table(sweep, done)
+    for frame, path in ((table, paths.results), (curves, paths.curves)):
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        records.write_bytes(path, buffer.getvalue())
+    records.write_text(paths.results_csv, table.to_csv(index=False))
+    records.write_json(
+        paths.settings,
+        {
+            "axes": [
+                {"name": axis.name, "values": [choice.value for choice in axis.choices]}
+                for axis in sweep.axes
+            ],
+            "report": msgspec.to_builtins(sweep.report),
+        },
+    )
+    for sentence in failures(table):
+        progress.on_message(f"warning: {sentence}")
+    counts = table.drop_duplicates(subset=_names(table)).status.value_counts()
+    return {
+        "cells": {str(name): int(count) for name, count in sorted(counts.items())},
+        "results": str(paths.results),
+        "folder": str(paths.root),
+    }
+
+
+def _names(table) -> list[str]:
+    return list(table.columns[: table.columns.get_loc("tuned") + 1])
+
+
+def _index_of(table, chosen):
+    keys = _names(table)
+    marked = table.merge(
+        chosen[keys].drop_duplicates(), on=keys, how="left", indicator=True
+    )
+    return table.index[(marked["_merge"] == "both").to_numpy()]
