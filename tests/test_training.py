@@ -15,9 +15,13 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from fedjax_health import build, records, training
 from fedjax_health.config import parse
 from fedjax_health.data.preprocess import load_preprocessing
+from fedjax_health.data.schema import segment_ids
 from fedjax_health.engine.checkpoint import CheckpointError
 from fedjax_health.engine.score import Reading
+from fedjax_health.metrics.delay import detection_delay
 from fedjax_health.records import RunFolderError
+from fedjax_health.report.episodes import find_episodes
+from fedjax_health.report.predictions import read_predictions
 from fedjax_health.training.result import part_scorer, write_predictions
 from fedjax_health.training.run import lines_of, masked_updates
 from fedjax_health.training.setup import prepare_run
@@ -241,6 +245,66 @@ def test_rows_without_a_stream_have_no_delay(tmp_path):
     assert "alarm" not in predictions(run)
 
 
+def test_records_that_are_dealt_one_by_one_have_no_delay(run):
+    """Without roles a table is one stream, unless its split says otherwise."""
+    alone = ("data.entity=none", "data.time=none", 'data.drop=["device","minute"]')
+    model = ("model=mlp", "model.hidden=[4]", "window.length=1", "window.stride=1")
+    stream = run(*alone, *model, "split.scope=client")
+    assert stream.result["metrics"]["mean_delay"] >= 0
+    assert predictions(stream).segment.nunique() == tiny.CLIENTS
+    records_ = run(*alone, *model, "split=stratified", "split.unit=row")
+    assert not {"mean_delay", "achieved_far"} & set(records_.result["metrics"])
+    assert not {"alarm", "segment"} & set(predictions(records_))
+    figures = records.read_json(records_.paths.figures)
+    assert figures["interval_unit"] == "records"
+    assert figures["curves"]["delay"] is None
+    assert records_.result["metrics"]["auroc"] > 0.8
+
+
+def test_figures_and_result_say_the_same(run):
+    figures, result = records.read_json(run().paths.figures), run().result
+    assert result["metrics"] == figures["metrics"]
+    details = result["details"]
+    assert figures["details"].items() <= details.items()
+    assert details["threshold"] == figures["threshold"]
+    assert details["delay_threshold"] == figures["delay_threshold"]
+    counts = figures["confusion"]
+    hits, found = counts["true_positives"], counts["false_positives"]
+    assert details["precision"] == hits / (hits + found)
+    spread = figures["client_spread"]["auroc"]
+    assert details["ranked_clients"] == spread["ranked"] == 4
+    assert details["worst_decile_client_auroc"] == spread["worst_decile"]
+    assert result["training_clients"] == 4
+
+
+def test_the_report_finds_the_episodes_of_the_figures(table, tmp_path):
+    """Blocks cut a device into pieces of one name, between which alarms cannot run."""
+    split = ("split=episode_blocks", "split.block=20", "split.embargo=2")
+    run = tiny.Run(tiny.config(table, *split, "rounds=1"), tmp_path / "run")
+    rows = read_predictions(run.paths.predictions)
+    assert len(rows.segment_starts) > tiny.CLIENTS * tiny.ENTITIES
+    found = find_episodes(rows, window=5)
+    metrics, details = run.result["metrics"], run.result["details"]
+    assert len(found.onset) == details["episodes"]
+    assert found.missed.sum() == metrics["missed_episodes"]
+    assert found.delay.mean() == metrics["mean_delay"]
+    # Alarms without end, as one that runs over a gap would be.
+    test = prepare_run(run.config, records.SILENT).prepared.parts.test
+    always = Reading(np.ones(test.num_rows, np.float32), None)
+    paths = records.create_folder(tmp_path / "always")
+    write_predictions(paths, test, always, {"threshold": 0.5, "delay_threshold": 0.5})
+    rows = read_predictions(paths.predictions)
+    found = find_episodes(rows, window=5)
+    want = detection_delay(
+        always.probability, test.label, segment_ids(test), threshold=0.5, window=5
+    )
+    assert found.missed.sum() == want["missed_episodes"]
+    assert found.delay.mean() == want["mean_delay"]
+    joined = np.append(True, np.diff(rows.client) | np.diff(rows.entity)).cumsum()
+    without = find_episodes(rows._replace(segment=joined), window=5)
+    assert without.missed.sum() > found.missed.sum()
+
+
 def test_predictions_compare_as_the_metrics_do(run, tmp_path):
     # A float64 threshold just above a score: as float32 the two would be equal.
     prepared = prepare_run(run().config, records.SILENT)
@@ -248,8 +312,8 @@ def test_predictions_compare_as_the_metrics_do(run, tmp_path):
     scores = np.full(test.num_rows, 0.3, np.float32)
     above = np.nextafter(np.float64(scores[0]), 1)
     paths = records.run_folder(tmp_path)
-    figures = {"threshold": float(above), "delay_threshold": float(scores[0])}
-    write_predictions(paths, test, Reading(scores, None), figures)
+    measured = {"threshold": float(above), "delay_threshold": float(scores[0])}
+    write_predictions(paths, test, Reading(scores, None), measured)
     found = pd.read_parquet(paths.predictions)
     assert not found.detected.any()
     assert found.alarm.all()

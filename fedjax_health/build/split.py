@@ -5,7 +5,7 @@ import numpy as np
 from fedjax_health import config
 from fedjax_health.config import Config
 from fedjax_health.data import partition, splits
-from fedjax_health.data.schema import Dataset
+from fedjax_health.data.schema import Dataset, separate_rows
 from fedjax_health.data.splits import Parts
 
 
@@ -73,6 +73,19 @@ def _seed(settings: Config, seed: int | None) -> int:
     return settings.seed if seed is None else seed
 
 
+def records_apart(settings: Config, dataset: Dataset) -> Dataset:
+    """Returns the rows of a part, or of new data, as what the split takes them for.
+
+    Where it deals single rows, they are records that do not depend on each other: each
+    is an entity of its own, whatever column names entities, so that none has a stream
+    before it and no alarm a delay.
+    """
+    match settings.split:
+        case config.Stratified(unit="row") | config.LeaveOneOut(unit="row"):
+            return separate_rows(dataset)
+    return dataset
+
+
 def deal_out(settings: Config, parts: Parts) -> Parts:
     """Returns the parts with the clients that the configuration asks for.
 
@@ -80,6 +93,7 @@ def deal_out(settings: Config, parts: Parts) -> Parts:
       DataError: if a client is left without training rows.
     """
     chosen, seed = settings.partition, settings.seed
+    parts = Parts(*(records_apart(settings, part) for part in parts))
     match chosen:
         case config.Natural():
             held_out = isinstance(settings.split, config.ByClient | config.LeaveOneOut)

@@ -147,6 +147,19 @@ def examples_of(dataset: Dataset) -> Dataset:
     return take_rows(dataset, last_rows(dataset))
 
 
+def separate_rows(dataset: Dataset) -> Dataset:
+    """Returns the dataset with every row an entity of its own.
+
+    For records that do not depend on each other: none follows another in a stream. The
+    name of a row's entity stays.
+    """
+    names = dataset.entity_names
+    return dataset._replace(
+        entity=np.arange(dataset.num_rows, dtype=np.int64),
+        entity_names=names and tuple(names[entity] for entity in dataset.entity),
+    )
+
+
 def patients_of(dataset: Dataset) -> np.ndarray:
     """Returns int64 ``[rows]``, the persons that rows belong to, numbered from 0.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_health import build, records
 from fedjax_health.build.sources import build_evaluation_dataset
+from fedjax_health.build.split import records_apart
 from fedjax_health.config import load
 from fedjax_health.data.preprocess import (
     absent_modalities,
@@ -75,7 +76,7 @@ def evaluate(
         )
     absent = absent_modalities(preprocessing, loaded)
     unknown = unseen_categories(preprocessing.vocabulary, loaded)
-    dataset = apply_preprocessing(preprocessing, loaded)
+    dataset = apply_preprocessing(preprocessing, records_apart(config, loaded))
     layout = input_layout(dataset)
     if layout != about.layout:
         raise DataError(
@@ -129,6 +130,7 @@ def evaluate(
     result: dict[str, Any] = {
         "rows": len(frame),
         "clients": dataset.num_clients,
+        "training_clients": len(about.client_names),
         "unseen_clients": unseen,
         "unseen_categories": unknown,
         "absent_modalities": list(absent),

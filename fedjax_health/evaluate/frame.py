@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_health.core.types import InputLayout
-from fedjax_health.data.schema import Dataset, examples_of
+from fedjax_health.data.schema import Dataset, examples_of, segment_ids
 from fedjax_health.engine.score import Reading
 
 SHARE = "share_"
@@ -22,6 +22,9 @@ def score_frame(
     labelled: bool = True,
 ) -> pd.DataFrame:
     """Returns client, entity, time, what is known of each example, and its score.
+
+    Streams have a ``segment`` as well: rows of one number follow each other without a
+    gap, where a split may have cut one entity into several.
 
     Args:
       part: the rows that were scored.
@@ -48,6 +51,7 @@ def score_frame(
     columns["score"] = np.asarray(found.probability, np.float32)
     columns["detected"] = exact >= threshold
     if alarm_threshold is not None:
+        columns["segment"] = segment_ids(examples)
         columns["alarm"] = exact >= alarm_threshold
     if found.shares is not None:
         for position, name in enumerate(part.features):

@@ -197,6 +197,7 @@ def figures_at(
         "threshold": thresholds.threshold,
         "delay_threshold": thresholds.delay_threshold,
         "metrics": _shown(measured, streams=streams, normal=normal),
+        "details": {n: value for n, value in measured.items() if n not in METRICS},
         "intervals": {name: list(bounds[name]) for name in METRICS if name in bounds},
         "interval_unit": unit_name,
         "resamples": resamples,

@@ -19,10 +19,10 @@ DATA = {
 
 MODELS = {
     "gru": "a GRU",
+    "grud": "a GRU-D",
     "tcn": "a dilated TCN",
     "mlp": "an MLP",
     "wide_deep": "a wide and deep network",
-    "emr": "an EMR encoder",
     "ft_transformer": "an FT-transformer",
     "fusion": "a gated fusion of modalities",
 }
@@ -92,6 +92,13 @@ def _what_was_trained(view: View) -> str:
 
 
 def _population(view: View) -> int | None:
+    told = view.result.get("training_clients")
+    if isinstance(told, int):
+        return told
+    # A folder of an earlier version: what it does not say is not guessed at where the
+    # split may have held clients out.
+    if settings_of(view, "split").get("kind") in ("by_client", "leave_one_out"):
+        return None
     partition = settings_of(view, "partition")
     if isinstance(partition.get("num_clients"), int):
         return partition["num_clients"]

@@ -56,8 +56,11 @@ def find_episodes(predictions: Predictions, *, window: int) -> Episodes:
     rows = len(predictions.score)
     first = np.zeros(rows, bool)
     first[predictions.segment_starts] = True
+    # As in the figures, a row without a label cuts a stream in two.
+    unknown = predictions.label < 0
+    first |= unknown | np.append(False, unknown[:-1])[:rows]
     onset, end = _runs(predictions.label == 1, first)
-    begun, over = _runs(predictions.alarm, first)
+    begun, over = _runs(predictions.alarm & ~unknown, first)
     delay, missed = end - onset, np.zeros(len(onset), bool)
     for i, (start, stop) in enumerate(zip(onset, end, strict=True)):
         current = np.searchsorted(begun, start, side="right") - 1

@@ -20,6 +20,7 @@ class Predictions(NamedTuple):
       client_names: names of the clients.
       entity: int64 ``[rows]``, indices into ``entity_names``.
       entity_names: names, or numbers as text.
+      segment: int64 ``[rows]``; equal neighbours follow each other without a gap.
       time: float64 ``[rows]``, in the unit of the data; steps where a time is no
         number.
       score: float64 ``[rows]``, probability of an attack.
@@ -37,6 +38,7 @@ class Predictions(NamedTuple):
     client_names: tuple[str, ...]
     entity: np.ndarray
     entity_names: tuple[str, ...]
+    segment: np.ndarray
     time: np.ndarray
     score: np.ndarray
     label: np.ndarray | None
@@ -49,10 +51,9 @@ class Predictions(NamedTuple):
 
     @property
     def segment_starts(self) -> np.ndarray:
-        """First row of each stream of one entity of one client, int64."""
-        changed = (np.diff(self.client) != 0) | (np.diff(self.entity) != 0)
-        starts = np.flatnonzero(changed) + 1
-        return np.append(0, starts) if len(self.client) else starts
+        """First row of each stream without gaps, int64."""
+        starts = np.flatnonzero(np.diff(self.segment) != 0) + 1
+        return np.append(0, starts) if len(self.segment) else starts
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -74,6 +75,7 @@ def read_predictions(path: Path) -> Predictions:
         raise RunFolderError(f"{path}: lacks the column {missing[0]!r}")
     client, client_names = _codes(frame["client"])
     entity, entity_names = _codes(frame["entity"])
+    segment = _segments(path, frame, client, entity)
     attack, attack_names = None, ()
     if "attack" in frame.columns:
         attack, attack_names = _codes(frame["attack"])
@@ -88,7 +90,8 @@ def read_predictions(path: Path) -> Predictions:
         client_names=client_names,
         entity=entity,
         entity_names=entity_names,
-        time=_times(frame, client, entity),
+        segment=segment,
+        time=_times(frame, segment),
         score=_numbers(path, frame["score"]),
         label=_labels(path, frame),
         attack=attack,
@@ -129,14 +132,26 @@ def _flags(frame: pd.DataFrame, name: str) -> np.ndarray | None:
     return frame[name].fillna(False).to_numpy(bool)
 
 
-def _times(frame: pd.DataFrame, client: np.ndarray, entity: np.ndarray) -> np.ndarray:
+def _segments(
+    path: Path, frame: pd.DataFrame, client: np.ndarray, entity: np.ndarray
+) -> np.ndarray:
+    """Returns the number of each row's stream without gaps, int64.
+
+    A split may cut one entity into several; only the column tells where.
+    """
+    changed = (np.diff(client) != 0) | (np.diff(entity) != 0)
+    if "segment" in frame.columns:
+        changed |= np.diff(_numbers(path, frame["segment"])) != 0
+    return np.cumsum(np.append(False, changed)[: len(frame)]).astype(np.int64)
+
+
+def _times(frame: pd.DataFrame, segment: np.ndarray) -> np.ndarray:
     column = frame.get("time")
     if column is not None and pd.api.types.is_numeric_dtype(column):
         times = column.to_numpy(np.float64, na_value=np.nan)
         if np.isfinite(times).all():
             return times
     # Without numbers that stand for times, rows of a stream are counted.
-    new = np.append(True, (np.diff(client) != 0) | (np.diff(entity) != 0))[: len(frame)]
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(np.append(True, np.diff(segment) != 0)[: len(frame)])
     lengths = np.diff(np.append(starts, len(frame)))
     return (np.arange(len(frame)) - np.repeat(starts, lengths)).astype(np.float64)

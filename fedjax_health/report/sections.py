@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fedjax_health.report import findings, tables
 from fedjax_health.report.findings import Finding
-from fedjax_health.report.records import View, value_of
+from fedjax_health.report.records import View, numbers_of, settings_of, value_of
 from fedjax_health.report.tables import Table
 from fedjax_health.report.words import listing
 
@@ -124,13 +124,28 @@ def _training(view: View, figures: frozenset[str]) -> Section | Absent:
     if "training" not in figures:
         what = "an evaluation trains nothing." if view.kind == "evaluation" else ""
         return Absent(title, what or "metrics.jsonl holds no round.")
-    text = (
-        "The model that is measured is the one that was best on validation rows, not "
-        "the last one."
-    )
+    text = _chosen_model(view)
     caption = "Loss on the clients' training examples, and ranking of validation rows"
     drawing = Drawing("training", f"{caption}, by round.")
     return Section("training", title, (text,), drawings=(drawing,))
+
+
+def _chosen_model(view: View) -> str:
+    """Says which model is measured, and among how many it was chosen."""
+    tried = len(numbers_of(view, "validation_auroc")[0])
+    best = view.result.get("best_round")
+    of_round = f" of round {best:,}" if isinstance(best, int) else ""
+    what = f"The model that is measured is that{of_round}"
+    if settings_of(view, "evaluation").get("average"):
+        what = (
+            "What is measured is the running average of the global model over the "
+            f"rounds, as it was after round {best:,}"
+            if of_round
+            else "What is measured is the running average of the global model"
+        )
+    if tried > 1:
+        return f"{what}, the best on validation rows of {tried:,} that were compared."
+    return f"{what}; no other was compared on validation rows."
 
 
 def _ranking(view: View, figures: frozenset[str]) -> Section | Absent:

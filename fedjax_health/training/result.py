@@ -82,20 +82,14 @@ def finish(
         seed=config.seed,
     )
     measured["oracle"] = _oracle(run, streams=streams)
-    flat = evaluate_scores(
-        validation,
-        test,
-        window=config.window.length,
-        false_alarm_rate=config.evaluation.false_alarm_rate,
-        client=examples.client,
-    )
-    shown = {n: flat[n] for n in METRICS if n in flat}
+    shown = {n: v for n, v in measured["metrics"].items() if v is not None}
     result: dict[str, Any] = {
         "metrics": shown,
         "intervals": {n: v for n, v in measured["intervals"].items() if n in shown},
-        "details": {n: v for n, v in flat.items() if n not in shown},
+        "details": {**measured["details"], **_client_details(measured)},
         "rounds": _rounds_done(paths, config.rounds),
         "best_round": int(best.round),
+        "training_clients": run.prepared.store.num_clients,
         "validation": validation_figures(run, found[0].probability),
         "seed": config.seed,
         "num_params": trees.num_params(run.built.abstract_params),
@@ -103,9 +97,9 @@ def finish(
     }
     if measured["oracle"] is not None:
         result["oracle"] = measured["oracle"]
-    write_predictions(paths, parts.test, found[1], flat)
+    write_predictions(paths, parts.test, found[1], measured)
     records.write_json(paths.figures, measured)
-    save_detector(paths, best.view, _about(run, flat, best, streams=streams))
+    save_detector(paths, best.view, _about(run, measured, best, streams=streams))
     # Last: with it the run is complete.
     records.write_json(paths.result, result)
     return with_folder(result, paths)
@@ -128,14 +122,14 @@ def have_streams(part: Dataset) -> bool:
 
 
 def write_predictions(
-    paths: RunFolder, part: Dataset, found: Reading, flat: dict[str, float]
+    paths: RunFolder, part: Dataset, found: Reading, measured: dict[str, Any]
 ) -> None:
     """Writes a part's scores and what is said at the thresholds of the figures."""
     frame = score_frame(
         part,
         found,
-        threshold=flat["threshold"],
-        alarm_threshold=flat.get("delay_threshold"),
+        threshold=measured["threshold"],
+        alarm_threshold=measured["delay_threshold"],
     )
     records.write_bytes(paths.predictions, parquet_bytes(frame))
 
@@ -157,19 +151,35 @@ def _oracle(run: Run, *, streams: bool) -> dict[str, float] | None:
     return {name: values[name] for name in METRICS if name in values}
 
 
+def _client_details(measured: dict[str, Any]) -> dict[str, float]:
+    """Returns how the AUROC is spread over clients, under the names of the metrics."""
+    spread = measured["client_spread"]["auroc"]
+    details = {
+        f"{name}_clients": float(spread[name]) for name in ("ranked", "excluded")
+    }
+    for name in host.Spread._fields:
+        if spread[name] is not None:
+            details[f"{name}_client_auroc"] = spread[name]
+    return details
+
+
 def _about(
-    run: Run, flat: dict[str, float], best: Best, *, streams: bool
+    run: Run, measured: dict[str, Any], best: Best, *, streams: bool
 ) -> DetectorFile:
-    train = run.prepared.parts.train
+    train, store = run.prepared.parts.train, run.prepared.store
+    alarm_threshold = measured["delay_threshold"]
+    assert store.client_names is not None
     return DetectorFile(
         layout=run.prepared.layout,
         target=train.target,
         window=run.prepared.window,
         streams=streams,
-        client_names=train.client_names,
+        client_names=store.client_names,
         attack_names=train.attack_names,
-        threshold=flat["threshold"],
-        alarm_threshold=flat.get("delay_threshold", flat["threshold"]),
+        threshold=measured["threshold"],
+        alarm_threshold=measured["threshold"]
+        if alarm_threshold is None
+        else alarm_threshold,
         false_alarm_rate=run.config.evaluation.false_alarm_rate,
         round=int(best.round),
     )

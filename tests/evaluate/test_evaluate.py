@@ -81,6 +81,22 @@ def test_new_data_is_scored_by_the_thresholds_of_the_run(trained, tmp_path):
     assert {c["client"] for c in figures["clients"]} == {"s0", "s1", "s2", "s3"}
 
 
+def test_records_of_a_run_are_records_of_an_evaluation(trained, tmp_path):
+    run = trained(
+        *("data.entity=none", "data.time=none", 'data.drop=["device","minute"]'),
+        *("model=mlp", "model.hidden=[4]", "window.length=1"),
+        *("split=stratified", "split.unit=row"),
+    )
+    assert not read_detector(run.paths).streams
+    path = fresh(tmp_path / "july.csv")
+    result = evaluate(run.paths.root, path, records.SILENT)
+    assert set(result["metrics"]) == set(run.result["metrics"])
+    figures = records.read_json(run.paths.evaluations / "july" / "figures.json")
+    assert figures["interval_unit"] == "records"
+    assert result["intervals"].keys() == run.result["intervals"].keys()
+    assert not {"alarm", "segment"} & set(pd.read_parquet(result["scores"]))
+
+
 def test_the_test_part_is_scored_as_the_run_scored_it(trained, tmp_path):
     """The whole file once more: rows of the test part keep their scores."""
     run = trained()

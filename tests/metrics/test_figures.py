@@ -17,6 +17,7 @@ KEYS = {
     "threshold",
     "delay_threshold",
     "metrics",
+    "details",
     "intervals",
     "interval_unit",
     "resamples",
@@ -73,6 +74,7 @@ def test_streams():
     flat = evaluate_scores(validation, test, window=5, false_alarm_rate=0.05)
     assert got["metrics"] == {name: flat[name] for name in METRICS}
     assert list(got["metrics"]) == list(METRICS)
+    assert got["details"] == {n: v for n, v in flat.items() if n not in METRICS}
     for name in ("threshold", "delay_threshold", "prevalence"):
         assert got[name] == flat[name]
     assert (got["rows"], got["positives"]) == (1200, test.label.sum())

@@ -18,6 +18,7 @@ def make(label, alarm, entity=None, score=None):
         client_names=("a",),
         entity=entity,
         entity_names=tuple(map(str, range(entity.max() + 1))),
+        segment=entity,
         time=np.arange(rows, dtype=float),
         score=score,
         label=None if label is None else np.asarray(label, np.int8),
@@ -43,6 +44,19 @@ def test_episodes_are_those_of_the_metrics(seed, window):
     assert ours.onset.tolist() == theirs.onset.tolist()
     assert (ours.end - ours.onset).tolist() == theirs.length.tolist()
     assert ours.delay.tolist() == theirs.delay.tolist()
+    assert ours.missed.tolist() == theirs.missed.tolist()
+
+
+def test_rows_without_a_label_cut_streams_as_in_the_figures():
+    label = np.array([0, 0, -1, 1, 1, 0, -1, -1, 0, 1, 1, -1, 1])
+    alarm = np.array([0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1], bool)
+    ours = find_episodes(make(label, alarm), window=1)
+    known = label >= 0
+    piece = np.cumsum(~known)[known]
+    theirs = delay.find_episodes(alarm[known], label[known], piece, window=1)
+    rows = np.flatnonzero(known)
+    assert ours.onset.tolist() == rows[theirs.onset].tolist() == [3, 9, 12]
+    assert ours.delay.tolist() == theirs.delay.tolist() == [0, 0, 0]
     assert ours.missed.tolist() == theirs.missed.tolist()
 
 

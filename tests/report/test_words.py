@@ -1,12 +1,15 @@
 """Numbers as text, and sentences for what a configuration may hold."""
 
 import math
+import typing
 
 import pytest
 
+from fedjax_health.config import Config, Custom
 from fedjax_health.report import description, findings, tables, words
 from fedjax_health.report.figures import read_figures, read_leakcheck
 from fedjax_health.report.records import View
+from fedjax_health.report.sections import sections
 
 DASH = words.DASH
 
@@ -168,3 +171,54 @@ def test_suspicious_columns_come_first():
     table = tables.leak_columns(view(leakcheck=check))
     assert [row[0] for row in table.rows] == ["c", "b", "a"]
     assert table.marked == {0}
+
+
+def test_every_kind_of_model_and_data_has_a_name():
+    def kinds(slot):
+        return {
+            one.__struct_config__.tag
+            for one in typing.get_args(Config.__annotations__[slot])
+            if one is not Custom
+        }
+
+    assert set(description.MODELS) == kinds("model")
+    assert set(description.ALGORITHMS) == kinds("algorithm")
+    assert set(description.DATA) == kinds("data") - {"table"}
+
+
+def test_the_clients_are_those_that_trained():
+    """A split by clients leaves some out, which the figures list all the same."""
+    clients = [{"client": c, "rows": 1, "positives": 0} for c in "abcdef"]
+    found = read_figures({"clients": clients})
+    config = {"split": {"kind": "by_client"}, "model": {"kind": "gru"}}
+    for kind in ("run", "evaluation"):
+        known = view(
+            kind=kind, config=config, figures=found, result={"training_clients": 4}
+        )
+        assert "over 4 clients" in description.what_was_run(known)
+        # Folders of earlier versions do not say.
+        unknown = known._replace(result={})
+        assert "over its clients" in description.what_was_run(unknown)
+
+
+@pytest.mark.parametrize(
+    ("tried", "average", "text"),
+    [
+        (3, 0.0, "is that of round 4, the best on validation rows of 3 that"),
+        (1, 0.0, "is that of round 4; no other was compared"),
+        (2, 0.9, "the running average of the global model over the rounds, as it was"),
+    ],
+)
+def test_the_model_that_is_measured_is_named_as_it_was_chosen(tried, average, text):
+    lines = [{"round": i, "loss": 1.0} for i in range(1, 5)]
+    for line in lines[-tried:]:
+        line["validation_auroc"] = 0.7
+    run = view(
+        rounds=tuple(lines),
+        result={"best_round": 4},
+        config={"evaluation": {"average": average}},
+    )
+    there, _ = sections(run, {"training"})
+    (training,) = (part for part in there if part.id == "training")
+    assert text in training.text[0]
+    assert ("of 2 that were compared" in training.text[0]) == (tried == 2)
