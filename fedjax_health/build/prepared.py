@@ -126,8 +126,8 @@ def _extra(settings: Config, train: Dataset) -> dict[str, np.ndarray]:
     contrasted = isinstance(settings.temporal, WindowContrast)
     if settings.alignment is not None or contrasted:
         patient = patients_of(train)
-        # The number of a row's time among those of its patient: windows of one patient
-        # overlap where it differs by less than their length.
+        # The number of a row's time among those of its patient, whatever device: as
+        # integers, times keep their order exactly, and with it which windows overlap.
         moments = np.stack([patient, train.time], axis=1)
         position = np.unique(moments, axis=0, return_inverse=True)[1].reshape(-1)
         extra["patient"] = patient.astype(np.int32)

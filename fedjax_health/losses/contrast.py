@@ -56,8 +56,10 @@ def same_patient(batch: Batch, examples: int) -> jax.Array:
 
     These are an example and itself, and examples of the same ``batch["patient"]``; with
     ``batch["position"]``, the number of a row's time among the times of its patient,
-    only those of them whose windows overlap. Both are integers, ``[examples]`` or
-    ``[examples, time]``, of which the last step counts.
+    only those of them whose windows overlap in time: neither ends before the other
+    begins, however their devices' clocks lie. Both are integers, ``[examples]`` or
+    ``[examples, time]``; the last step tells the patient, and rows of
+    ``batch["valid"]`` 0, which fill a window up in front, are no part of it.
     """
     alike = jnp.eye(examples, dtype=bool)
     if "patient" not in batch:
@@ -67,10 +69,13 @@ def same_patient(batch: Batch, examples: int) -> jax.Array:
     if patient.ndim == 2:
         same = patient[:, None, -1] == patient[None, :, -1]
     if "position" in batch:
-        position = batch["position"]
-        window = position.shape[1] if position.ndim == 2 else 1
-        position = position.reshape(examples, -1)[:, -1]
-        same &= jnp.abs(position[:, None] - position[None, :]) < window
+        position = batch["position"].reshape(examples, -1)
+        end = begin = position[:, -1]
+        if position.shape[1] > 1:
+            counted = batch["valid"] > 0 if "valid" in batch else True
+            begin = jnp.min(jnp.where(counted, position, end[:, None]), axis=1)
+        same &= begin[:, None] <= end[None, :]
+        same &= begin[None, :] <= end[:, None]
     return alike | same
 
 

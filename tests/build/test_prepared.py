@@ -1,5 +1,7 @@
 """From a dataset and a configuration to parts, store and what losses need."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from fedjax_health.build import prepared as prepared_module
 from fedjax_health.config import ConfigError, parse
 from fedjax_health.data.schema import Dataset, check_dataset
 from fedjax_health.data.splits import Part
+from fedjax_health.data.store import from_dataset
+from fedjax_health.losses.contrast import same_patient
 
 WARDS = ("north", "east", "south", "west")
 
@@ -134,6 +138,61 @@ def test_patients_and_times_are_packed_where_examples_are_told_apart(asked):
         np.testing.assert_array_equal(own[0], own[0, 0] + np.arange(4))
         np.testing.assert_array_equal(own[0], own[1])
     assert len(set(extra["position"])) == 4 * len(set(data.patient))
+
+
+def test_windows_that_overlap_in_time_are_never_negatives():
+    """Devices of one patient by clocks of their own: offset, slow, and with a gap."""
+    clocks = [
+        np.arange(60.0),
+        np.arange(60) + 0.5,
+        3.0 * np.arange(20) + 0.1,
+        np.append(np.arange(20), np.arange(70, 90)),
+        # Shorter than a window, which is filled up in front.
+        np.arange(40, 45) + 0.25,
+        # Another patient's.
+        np.arange(60.0),
+    ]
+    rows = np.array([len(clock) for clock in clocks])
+    device = np.repeat(np.arange(len(clocks)), rows)
+    values = np.zeros((rows.sum(), 1), np.float32)
+    data = Dataset(
+        features={"vitals": values},
+        feature_names={"vitals": ("pulse",)},
+        label=values[:, 0],
+        attack=np.zeros(rows.sum(), np.int32),
+        attack_names=("normal",),
+        client=np.zeros(rows.sum(), np.int32),
+        client_names=("north",),
+        entity=device.astype(np.int64),
+        time=np.concatenate(clocks).astype(np.float64),
+        patient=(device == 5).astype(np.int64),
+    )
+    check_dataset(data, one_class=True)
+    extra = prepared_module._extra(settings("model=fusion", "temporal=window"), data)
+    extra |= {"time": data.time, "device": data.entity}
+    store = from_dataset(data, window=20, stride=5, extra=extra)
+    batch = {
+        name: rows[store.starts[:, None] + np.arange(20)]
+        for name, rows in store.rows.items()
+    }
+    count = store.num_examples
+    alike = np.asarray(same_patient(jax.tree.map(jnp.asarray, batch), count))
+    valid = batch["valid"] > 0
+    begin = [
+        window[there].min() for window, there in zip(batch["time"], valid, strict=True)
+    ]
+    end = [
+        window[there].max() for window, there in zip(batch["time"], valid, strict=True)
+    ]
+    pairs = 0
+    for i in range(count):
+        for j in range(count):
+            same = batch["patient"][i, -1] == batch["patient"][j, -1]
+            overlap = begin[i] <= end[j] and begin[j] <= end[i]
+            assert alike[i, j] == (same and overlap)
+            pairs += overlap and batch["device"][i, -1] != batch["device"][j, -1]
+    assert pairs > 100
+    assert (~alike[batch["patient"][:, -1] == 0][:, :5]).any()
 
 
 def test_a_split_may_have_a_seed_of_its_own():

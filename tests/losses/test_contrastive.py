@@ -62,9 +62,10 @@ def alike(batch, i, j):
     patient = last(batch["patient"])
     same = patient[i] == patient[j]
     if "position" in batch:
-        position = last(batch["position"])
-        window = TIME if batch["position"].ndim == 2 else 1
-        same = same and abs(int(position[i]) - int(position[j])) < window
+        moments = np.asarray(batch["position"]).reshape(EXAMPLES, -1)
+        valid = np.asarray(batch.get("valid", np.ones(moments.shape))) > 0
+        one, two = (moments[k][valid.reshape(moments.shape)[k]] for k in (i, j))
+        same = same and not (one.max() < two.min() or two.max() < one.min())
     return same
 
 
