@@ -136,6 +136,10 @@ def _lay(
 def _poison(columns: tuple[int, ...], steps: tuple[int, ...] | None, parts: int):
     def poison(batch: Batch, context: DataAttackContext) -> Batch:
         x, label, numbers = batch["x"], batch["label"], context.numbers
+        if steps is not None and x.ndim < 3:
+            raise ValueError(
+                f"trigger: steps {steps}: single records have no steps: leave them out"
+            )
         size = x.shape[0]
         chosen = draw(context, size, jax.random.uniform) < numbers["share"]
         part = (context.client_id % parts, parts) if parts > 1 else None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         initial_params,
         malicious_clients,
     )
+    from fedjax_health.build.attacks import trigger_of
     from fedjax_health.build.detector import build_loss, build_model
     from fedjax_health.build.leaks import find_leaks
     from fedjax_health.build.plan import build_plan
@@ -43,6 +44,7 @@ __all__ = [
     "malicious_clients",
     "prepare",
     "split_of",
+    "trigger_of",
 ]
 
 _HOMES = {
@@ -62,6 +64,7 @@ _HOMES = {
     "malicious_clients": "algorithm",
     "prepare": "prepared",
     "split_of": "split",
+    "trigger_of": "attacks",
 }
 
 

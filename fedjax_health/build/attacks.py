@@ -39,6 +39,7 @@ def build_data_attack(
     """
     if settings.data_attack is None:
         return None
+    _check_steps(settings)
     try:
         attack = _data_attack(settings.data_attack, columns)
     except ConfigError:
@@ -46,6 +47,24 @@ def build_data_attack(
     except ValueError as error:
         raise ConfigError(f"config: data_attack: {error}") from error
     return _timed(settings, attack)
+
+
+def _check_steps(settings: Config) -> None:
+    """Refuses a trigger at steps that an example does not have."""
+    chosen, length = settings.data_attack, settings.window.length
+    if not isinstance(chosen, config.Backdoor | config.DistributedBackdoor):
+        return
+    if chosen.steps is not None and length == 1:
+        raise ConfigError(
+            f"config: data_attack.steps: {list(chosen.steps)}: examples are single "
+            "records (window.length 1), which have no steps: leave steps out"
+        )
+    outside = [s for s in chosen.steps or () if not -length <= s < length]
+    if outside:
+        raise ConfigError(
+            f"config: data_attack.steps: {outside[0]}: a window has {length} steps, "
+            f"from 0 to {length - 1}, or from -{length} to -1 (window.length)"
+        )
 
 
 def _timed(settings: Config, attack):
@@ -138,6 +157,27 @@ def _data_attack(chosen, columns: tuple[str, ...]) -> DataAttack:
                 parts=chosen.parts,
             )
     return custom_entry(chosen, DataAttack, path="data_attack")
+
+
+def trigger_of(
+    settings: Config, columns: tuple[str, ...]
+) -> tuple[attacks.Trigger, int] | None:
+    """Returns the whole trigger of a run's backdoor and the class that it shall mean.
+
+    Args:
+      settings: the configuration.
+      columns: names of the model's input columns.
+
+    Returns:
+      None where clients plant no backdoor.
+
+    Raises:
+      ConfigError: for a column that is not there.
+    """
+    chosen = settings.data_attack
+    if isinstance(chosen, config.Backdoor | config.DistributedBackdoor):
+        return build_trigger(chosen, columns), chosen.target
+    return None
 
 
 def build_trigger(

@@ -113,6 +113,14 @@ class Confusion(msgspec.Struct, frozen=True):
     true_negatives: int
 
 
+class Backdoor(msgspec.Struct, frozen=True):
+    """Share of rows of other classes given the target's, with and without trigger."""
+
+    target: int
+    attack_success: Number = None
+    without_trigger: Number = None
+
+
 class Figures(msgspec.Struct, frozen=True):
     """What was measured on the rows of one part; see ``docs/metrics.md``."""
 
@@ -135,6 +143,7 @@ class Figures(msgspec.Struct, frozen=True):
     control: dict[str, dict[str, Number]] = {}
     false_alarms: FalseAlarms | None = None
     oracle: dict[str, Number] | None = None
+    backdoor: Backdoor | None = None
 
 
 class Check(msgspec.Struct, frozen=True):

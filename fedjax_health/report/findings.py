@@ -33,6 +33,7 @@ def plain_words(view: View) -> list[Finding]:
     """
     findings = [_ranking(view), _precision(view), _reported(view), _false_alarms(view)]
     findings += [_delay(view), _clients(view), _calibration(view), _oracle(view)]
+    findings.append(_backdoor(view))
     return [finding for finding in findings if finding is not None]
 
 
@@ -225,6 +226,23 @@ def _oracle(view: View) -> Finding | None:
         "Against what can be known",
         f"An observer that knows how the data was generated reaches an AUROC of "
         f"{best:.3f}: the detector is {abs(distance):.3f} {side} it.",
+    )
+
+
+def _backdoor(view: View) -> Finding | None:
+    found = view.figures.backdoor if view.figures else None
+    if found is None or found.attack_success is None or found.without_trigger is None:
+        return None
+    what = (
+        "attack rows pass as normal"
+        if found.target == 0
+        else "normal rows are called attacks"
+    )
+    return Finding(
+        "With the backdoor's trigger",
+        f"{percentage(found.attack_success)} of the {what} once they carry the trigger "
+        f"that malicious clients trained on; {percentage(found.without_trigger)} do "
+        "without it.",
     )
 
 

@@ -114,9 +114,9 @@ def _metrics(view: View, _: frozenset[str]) -> Section | Absent:
             "Random scores went through the same code at the same rate of false "
             "alarms: a detector has to beat them to have learnt anything."
         )
-    counts = tables.confusion(view)
-    both = (table,) if counts is None else (table, counts)
-    return Section("metrics", "Metrics", tuple(text), tables=both)
+    found = (table, tables.confusion(view), tables.backdoor(view))
+    shown = tuple(one for one in found if one is not None)
+    return Section("metrics", "Metrics", tuple(text), tables=shown)
 
 
 def _training(view: View, figures: frozenset[str]) -> Section | Absent:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_health import records
+from fedjax_health import build, records
 from fedjax_health.core import trees
 from fedjax_health.core.types import RoundState
 from fedjax_health.data.schema import (
@@ -14,9 +14,11 @@ from fedjax_health.data.schema import (
     segment_ids,
     segment_starts,
 )
+from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import params_of_clients
 from fedjax_health.engine.average import averaged_params
 from fedjax_health.engine.score import Reading, reading
+from fedjax_health.evaluate.backdoor import attack_success
 from fedjax_health.evaluate.detector import DetectorFile, save_detector
 from fedjax_health.evaluate.frame import parquet_bytes, score_frame
 from fedjax_health.evaluate.scoring import Weights, build_part_reader
@@ -82,6 +84,7 @@ def finish(
         seed=config.seed,
     )
     measured["oracle"] = _oracle(run, streams=streams)
+    backdoor = _backdoor(run, best, measured["threshold"], mesh)
     shown = {n: v for n, v in measured["metrics"].items() if v is not None}
     result: dict[str, Any] = {
         "metrics": shown,
@@ -97,6 +100,9 @@ def finish(
     }
     if measured["oracle"] is not None:
         result["oracle"] = measured["oracle"]
+    if backdoor is not None:
+        measured["backdoor"] = backdoor
+        result["details"] |= _success(backdoor)
     write_predictions(paths, parts.test, found[1], measured)
     records.write_json(paths.figures, measured)
     save_detector(paths, best.view, _about(run, measured, best, streams=streams))
@@ -132,6 +138,40 @@ def write_predictions(
         alarm_threshold=measured["delay_threshold"],
     )
     records.write_bytes(paths.predictions, parquet_bytes(frame))
+
+
+def _backdoor(
+    run: Run, best: Best, threshold: float, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any] | None:
+    """Returns how often the trigger of a backdoor works; None where there is none."""
+    parts = run.prepared.parts
+    planted = build.trigger_of(run.config, input_names(parts.train))
+    if planted is None:
+        return None
+    trigger, target = planted
+    rates = attack_success(
+        run.built.model,
+        best.view,
+        parts.test,
+        trigger=trigger,
+        target=target,
+        window=run.prepared.window,
+        threshold=threshold,
+        mesh=mesh,
+    )
+    known = {name: v if np.isfinite(v) else None for name, v in rates.items()}
+    return {"target": target, **known}
+
+
+def _success(backdoor: dict[str, Any]) -> dict[str, float]:
+    """Returns the rates that have an answer, under names that stand alone."""
+    names = {
+        "attack_success": "attack_success",
+        "without_trigger": "attack_success_without_trigger",
+    }
+    return {
+        name: backdoor[key] for key, name in names.items() if backdoor[key] is not None
+    }
 
 
 def _oracle(run: Run, *, streams: bool) -> dict[str, float] | None:

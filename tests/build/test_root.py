@@ -107,7 +107,8 @@ def test_the_plan_trains_on_them(table):
     batches = built.plan.root_batches
     assert batches.num_examples == ready.root.num_examples > 0
     assert batches.index == 0
-    np.testing.assert_array_equal(batches.arrays.rows["x"], ready.root.rows["x"])
+    held = ready.root.rows["x"]
+    np.testing.assert_array_equal(batches.arrays.rows["x"][: len(held)], held)
     assert build.build(tiny.config(table), prepared(table)).plan.root_batches is None
 
 

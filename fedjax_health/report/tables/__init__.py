@@ -16,7 +16,13 @@ from fedjax_health.report.tables.groups import (
     single_class,
     spread,
 )
-from fedjax_health.report.tables.metrics import cards, confusion, delays, metrics
+from fedjax_health.report.tables.metrics import (
+    backdoor,
+    cards,
+    confusion,
+    delays,
+    metrics,
+)
 
 __all__ = [
     "CLIENTS",
@@ -24,6 +30,7 @@ __all__ = [
     "Table",
     "alarm_counts",
     "attacks",
+    "backdoor",
     "cards",
     "clients",
     "confusion",

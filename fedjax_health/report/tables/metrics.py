@@ -31,6 +31,9 @@ METRICS = {
 }
 
 
+_CLASSES = ("normal", "attack")
+
+
 def cards(view: View) -> list[Card]:
     """Returns the headline numbers.
 
@@ -124,6 +127,27 @@ def confusion(view: View) -> Table | None:
     )
     caption = "Rows at the threshold of the best validation F1"
     return Table(caption, ("rows", "reported", "not reported"), rows)
+
+
+def backdoor(view: View) -> Table | None:
+    """Returns how often the trigger of a backdoor works.
+
+    Args:
+      view: what was read.
+    """
+    found = view.figures.backdoor if view.figures else None
+    if found is None:
+        return None
+    wrong, called = _CLASSES[found.target == 0], _CLASSES[found.target != 0]
+    caption = (
+        f"Backdoor: share of the {wrong} rows called {called}, which is what the "
+        "trigger was planted for"
+    )
+    rows = (
+        ("with the whole trigger (attack success rate)", rate(found.attack_success)),
+        ("the same rows as they are", rate(found.without_trigger)),
+    )
+    return Table(caption, ("rows", f"called {called}"), rows)
 
 
 def delays(view: View) -> Table | None:
