@@ -17,6 +17,12 @@ aggregator = "mean"
 aggregator = "centered_clip"
 tune = { "aggregator.radius" = [0.1, 1.0, 10.0] }   # chosen on validation
 
+[axes.attack."no attack"]           # what rules cost where nobody attacks
+clean = true
+
+[axes.attack.ipm]
+attack = { kind = "ipm", scale = 0.5 }
+
 [report]
 metric = "auroc"
 ```
@@ -73,11 +79,14 @@ class Choice(NamedTuple):
       value: a number, or the name.
       changes: what it sets in the configuration.
       tune: path -> values that are tried, of which validation chooses one.
+      clean: whether it is the absence of attacks: nobody is malicious, while rules
+        assume what they would where somebody is.
     """
 
     value: str | int | float | bool
     changes: tuple[Change, ...]
     tune: tuple[tuple[tuple[str, ...], tuple[Any, ...]], ...] = ()
+    clean: bool = False
 
 
 class Axis(NamedTuple):
@@ -271,7 +280,10 @@ def _named(axis: str, name: str, fields: Any) -> Choice:
     tried = tuple(
         (tuple(schema.parse_path(path)), tuple(values)) for path, values in tune.items()
     )
-    return Choice(name, tuple(_flat(fields)), tried)
+    clean = fields.pop("clean", False)
+    if not isinstance(clean, bool):
+        raise ConfigError(f"{where}: clean: {clean!r}: true or false is needed")
+    return Choice(name, tuple(_flat(fields)), tried, clean)
 
 
 def _flat(fields: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Change]:
@@ -355,9 +367,26 @@ def _cells(base: dict[str, Any], axes: Sequence[Axis]) -> Iterator[Cell]:
             for path, tries in choice.tune
         ]
         for variant in itertools.product(*tried):
-            config = _quiet(_complete(base, [*changes, *variant], where))
+            config = _complete(base, [*changes, *variant], where)
+            if any(choice.clean for choice in chosen):
+                config = _clean(config, where)
+            config = _quiet(config)
             tuned = {".".join(path): str(value) for path, value in variant}
             yield Cell(values, tuned, config, config_hash(config)[:16])
+
+
+def _clean(config: Config, where: str) -> Config:
+    """Returns the configuration with nobody malicious and the same assumptions."""
+    share = config.malicious
+    if isinstance(share, tuple):
+        raise ConfigError(
+            f"{where}: malicious: {list(share)}: a clean value needs a share of the "
+            "clients, such as 0.2, so that rules assume as many as before"
+        )
+    assumed = config.assumed_malicious
+    return msgspec.structs.replace(
+        config, malicious=0.0, assumed_malicious=share if assumed is None else assumed
+    )
 
 
 def _quiet(config: Config) -> Config:

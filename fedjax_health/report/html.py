@@ -1,15 +1,14 @@
 """Writes the page. It loads nothing, runs nothing, and escapes whatever is not ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from fedjax_health.report import tables
-from fedjax_health.report.description import what_was_run
-from fedjax_health.report.findings import cautions
-from fedjax_health.report.records import View
+from fedjax_health.report.findings import Finding
 from fedjax_health.report.sections import Absent, Section
+from fedjax_health.report.tables import Card
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -17,10 +16,34 @@ POLICY = (
 )
 
 
+class Page(NamedTuple):
+    """What stands on a page.
+
+    Attributes:
+      title: what kind of report it is.
+      subject: what it is about, in a word.
+      name: of the folder.
+      lead: a sentence on what was done.
+      environment: versions and machine.
+      cards: headline numbers.
+      cautions: what speaks against trusting them.
+      sections: what stands in it.
+      absent: what does not.
+    """
+
+    title: str
+    subject: str
+    name: str
+    lead: str
+    environment: Mapping[str, Any]
+    cards: Sequence[Card]
+    cautions: Sequence[Finding]
+    sections: Sequence[Section]
+    absent: Sequence[Absent]
+
+
 def render(
-    view: View,
-    sections: list[Section],
-    absent: list[Absent],
+    page: Page,
     *,
     figures: Mapping[str, str],
     colours: Mapping[str, tuple[str, str]],
@@ -28,9 +51,7 @@ def render(
     """Returns the page.
 
     Args:
-      view: what was read.
-      sections: what stands in it.
-      absent: what does not.
+      page: what stands on it.
       figures: name -> ``<svg>`` element; the one thing that is not escaped.
       colours: name -> colour on a light and on a dark page, ``#rrggbb``.
     """
@@ -43,18 +64,12 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    packages = view.environment.get("packages")
+    packages = page.environment.get("packages")
     version = packages.get("fedjax-health") if isinstance(packages, dict) else None
     return environment.get_template("report.html.j2").render(
         policy=POLICY,
-        view=view,
-        subject="Evaluation" if view.kind == "evaluation" else "Run",
-        description=what_was_run(view),
+        page=page,
         version=version,
-        cards=tables.cards(view),
-        cautions=cautions(view),
-        sections=sections,
-        absent=absent,
         figures={name: Markup(svg) for name, svg in figures.items()},
         colours=colours,
     )

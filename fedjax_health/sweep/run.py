@@ -235,7 +235,11 @@ def _finish(
         paths.settings,
         {
             "axes": [
-                {"name": axis.name, "values": [choice.value for choice in axis.choices]}
+                {
+                    "name": axis.name,
+                    "values": [choice.value for choice in axis.choices],
+                    "clean": [c.value for c in axis.choices if c.clean],
+                }
                 for axis in sweep.axes
             ],
             "report": msgspec.to_builtins(sweep.report),

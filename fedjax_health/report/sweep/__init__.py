@@ -1,0 +1,1 @@
+"""The report of a sweep: which candidate to choose in which circumstances."""

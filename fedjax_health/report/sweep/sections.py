@@ -1,0 +1,241 @@
+"""What stands in the report of a sweep, and in which order."""
+
+import math
+from collections.abc import Collection, Sequence
+
+from fedjax_health.report.findings import Finding
+from fedjax_health.report.plots.sweep import metric_name
+from fedjax_health.report.sections import Absent, Drawing, Section
+from fedjax_health.report.sweep import summary, tables
+from fedjax_health.report.sweep.read import SweepView, clean_value
+from fedjax_health.report.tables.form import Card
+from fedjax_health.report.words import listing, number
+
+
+def lead(view: SweepView) -> str:
+    """Says what was compared.
+
+    Args:
+      view: what was read.
+    """
+    parts = [
+        f"{len(view.results[axis.name].cat.categories)} values of {axis.name}"
+        for axis in view.settings.axes
+    ]
+    return (
+        f"{len(view.results):,} cells: {listing(parts)}. Compared by "
+        f"{metric_name(view)} on the test part; thresholds and settings come from the "
+        "validation part."
+    )
+
+
+def cards(view: SweepView, found: Sequence[summary.Verdict]) -> list[Card]:
+    """Returns one headline a circumstance.
+
+    Args:
+      view: what was read.
+      found: from ``summary.verdicts``.
+    """
+    where = " · ".join(view.roles.columns)
+    return [
+        Card(
+            f"{where} {verdict.column}".strip(),
+            verdict.best.row,
+            f"{metric_name(view)} {number(verdict.best.final.value)} at worst"
+            + (f", under {verdict.best.worst}" if verdict.best.worst else ""),
+            "does not hold" if verdict.holds is False else "",
+        )
+        for verdict in found
+        if verdict.best is not None
+    ][:8]
+
+
+def cautions(view: SweepView, found: Sequence[summary.Verdict]) -> list[Finding]:
+    """Says what speaks against trusting the comparison.
+
+    Args:
+      view: what was read.
+      found: from ``summary.verdicts``.
+    """
+    said = []
+    open_doors = [v.column for v in found if v.holds is False]
+    if open_doors:
+        said.append(
+            Finding(
+                "No candidate holds",
+                f"At {listing(open_doors)} even the best one loses more than "
+                f"{view.settings.report.tolerance:g} against its own clean run under "
+                "its worst attack.",
+            )
+        )
+    failed = int(view.results.status.isin(["failed", "refused"]).sum())
+    if failed:
+        said.append(
+            Finding(
+                "Cells are missing",
+                f"{failed:,} of {len(view.results):,} gave no figures; the table below "
+                "says why. A worst case is taken over what was measured.",
+            )
+        )
+    repeats = view.roles.repeats
+    count = len(view.results[repeats].cat.categories) if repeats else 1
+    if count < 3:
+        said.append(
+            Finding(
+                "Few repetitions",
+                f"{count} of each cell: differences may be chance.",
+            )
+        )
+    return said
+
+
+def sections(
+    view: SweepView,
+    found: Sequence[summary.Case],
+    answers: Sequence[summary.Verdict],
+    figures: Collection[str],
+) -> tuple[list[Section], list[Absent]]:
+    """Returns the parts of the report, and those that it lacks.
+
+    Args:
+      view: what was read.
+      found: from ``summary.cases``.
+      answers: from ``summary.verdicts``.
+      figures: names of the figures that were drawn.
+    """
+    parts = [
+        _choice(view, answers),
+        _worst(view, found, figures),
+        _by_attack(view, figures),
+        _curves(figures),
+        _success(figures),
+        _detection(view),
+        _settings(view),
+        _failures(view),
+        Section("grid", "The grid", (_GRID,), code=view.toml.strip()),
+        Section("versions", "Facts and versions", tables=(tables.facts(view),)),
+    ]
+    there = [part for part in parts if isinstance(part, Section)]
+    return there, [part for part in parts if isinstance(part, Absent)]
+
+
+_GRID = (
+    "Every setting of the sweep: saved as a file ending in .toml, fedjax-health sweep "
+    "--config FILE repeats it."
+)
+
+
+def _choice(view: SweepView, answers: Sequence[summary.Verdict]) -> Section:
+    text = [
+        "For each circumstance the candidate whose worst case over all attacks, mean "
+        "over repetitions, is best at the last step.",
+    ]
+    if clean_value(view) is not None:
+        text.append(
+            "A clean run has nobody malicious while the rule assumes as many as under "
+            "attack; what a candidate costs if clean is its distance to the best clean "
+            "run of all candidates."
+        )
+    found = []
+    for verdict in answers:
+        if verdict.best is None:
+            continue
+        case = verdict.best
+        where = f"{' · '.join(view.roles.columns)} {verdict.column}".strip()
+        sentence = f"Choose {case.row}: {metric_name(view)} {number(case.final.value)}"
+        if case.worst:
+            sentence += f" under its worst attack, {case.worst}"
+        if math.isfinite(case.loss):
+            sentence += (
+                f"; {number(max(case.loss, 0.0))} below its own clean run"
+                f", which costs {number(verdict.cost)} against the best one"
+            )
+        found.append(Finding(where, f"{sentence}."))
+    return Section(
+        "choice",
+        "Which one to choose",
+        tuple(text),
+        findings=tuple(found),
+        tables=(tables.verdicts(view, answers),),
+    )
+
+
+def _worst(view: SweepView, found: Sequence[summary.Case], figures) -> Section:
+    caption = (
+        "The lowest mean over all attacks: dark is bad. The last step shows a collapse "
+        "that the best step, chosen on validation data, hides. A dash: not measured, "
+        "or the rule is not defined there."
+    )
+    drawings = (Drawing("worst", caption),) if "worst" in figures else ()
+    return Section(
+        "worst",
+        "Worst case",
+        drawings=drawings,
+        tables=(tables.candidates(view, found),),
+    )
+
+
+def _by_attack(view: SweepView, figures) -> Section | Absent:
+    names = [name for name in figures if name.startswith("attacks-")]
+    if not names:
+        return Absent("Attack by attack", "the sweep has no axis of attacks.")
+    drawings = tuple(
+        Drawing(name, "Mean over repetitions at the last step: dark is bad.")
+        for name in names
+    )
+    table = tables.strengths(view)
+    return Section(
+        "attacks",
+        "Attack by attack",
+        drawings=drawings,
+        tables=() if table is None else (table,),
+    )
+
+
+def _curves(figures) -> Section | Absent:
+    if "curves" not in figures:
+        return Absent("Training under attack", "no round was evaluated.")
+    caption = (
+        "Mean over repetitions, with the range between the least and the largest. A "
+        "line that falls at the end has been broken late."
+    )
+    return Section(
+        "curves", "Training under attack", drawings=(Drawing("curves", caption),)
+    )
+
+
+def _success(figures) -> Section | Absent:
+    if "success" not in figures:
+        return Absent("Success of backdoors", "no attack of the sweep plants one.")
+    caption = (
+        "Share of test records of other classes that are given the attacker's class "
+        "once they carry the trigger: dark is bad."
+    )
+    return Section(
+        "success", "Success of backdoors", drawings=(Drawing("success", caption),)
+    )
+
+
+def _detection(view: SweepView) -> Section | Absent:
+    table = tables.detection(view)
+    if table is None:
+        return Absent("Who was dropped", "no rule of the sweep selects clients.")
+    return Section("detection", "Who was dropped", tables=(table,))
+
+
+def _settings(view: SweepView) -> Section | Absent:
+    table = tables.tuned(view)
+    if table is None:
+        return Absent("Settings", "no candidate had settings to choose among.")
+    return Section("settings", "Settings", tables=(table,))
+
+
+def _failures(view: SweepView) -> Section | Absent:
+    table = tables.failures(view)
+    if table is None:
+        return Absent("What failed", "nothing did.")
+    text = (
+        "A model that diverged says the same of every row; its figures are those of "
+        "such a model and count in every worst case."
+    )
+    return Section("failures", "What failed", (text,), tables=(table,))

@@ -1,0 +1,251 @@
+"""The rows of a sweep's tables, as text."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fedjax_health.report.clean import clean
+from fedjax_health.report.sweep import summary
+from fedjax_health.report.sweep.read import SweepView, clean_value
+from fedjax_health.report.sweep.summary import Case, Mean, Verdict
+from fedjax_health.report.tables.form import Table, without_empty
+from fedjax_health.report.words import DASH, listing, number
+
+
+def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
+    """Returns which candidate to choose in which circumstance.
+
+    Args:
+      view: what was read.
+      found: from ``summary.verdicts``.
+    """
+    tolerance = view.settings.report.tolerance
+    rows = []
+    for verdict in found:
+        case = verdict.best
+        if case is None:
+            rows.append((verdict.column, DASH, *[DASH] * 6))
+            continue
+        clean_run = case.clean.value if case.clean is not None else math.nan
+        rows.append(
+            (
+                verdict.column,
+                case.row,
+                number(case.final.value),
+                case.worst or DASH,
+                number(clean_run),
+                number(case.loss),
+                number(verdict.cost),
+                DASH if verdict.holds is None else "yes" if verdict.holds else "no",
+            )
+        )
+    table = Table(
+        f"The candidate with the best worst case. It holds where it loses at most "
+        f"{tolerance:g} against its own clean run",
+        (
+            _where(view),
+            "choose",
+            "worst case",
+            "under",
+            "clean run",
+            "loss",
+            "costs if clean",
+            "holds",
+        ),
+        tuple(rows),
+        frozenset({0, 1, 3, 7}),
+        frozenset(i for i, v in enumerate(found) if v.holds is False),
+    )
+    return without_empty(table)
+
+
+def candidates(view: SweepView, found: Sequence[Case]) -> Table:
+    """Returns every candidate in every circumstance with its interval.
+
+    Args:
+      view: what was read.
+      found: from ``summary.cases``.
+    """
+    rows = tuple(
+        (
+            case.column,
+            case.row,
+            number(case.final.value),
+            interval(case.final),
+            case.worst or DASH,
+            number(case.best.value),
+            number(case.clean.value) if case.clean is not None else DASH,
+            number(case.loss),
+            listing(case.missing) or DASH,
+        )
+        for case in found
+    )
+    return without_empty(
+        Table(
+            "Every candidate under its worst attack: mean and 95 % interval over "
+            "repetitions at the last step, and the worst mean at the best step",
+            (
+                _where(view),
+                view.roles.rows or "candidate",
+                "last step",
+                "95 % interval",
+                "under",
+                "best step",
+                "clean run",
+                "loss",
+                "not measured under",
+            ),
+            rows,
+            frozenset({0, 1, 4, 8}),
+        )
+    )
+
+
+def interval(mean: Mean) -> str:
+    """Writes an interval, a dash where there is none.
+
+    Args:
+      mean: of repetitions.
+    """
+    if math.isnan(mean.low):
+        return DASH
+    return f"{number(mean.low)} to {number(mean.high)}"
+
+
+def detection(view: SweepView) -> Table | None:
+    """Returns how well selecting rules told malicious clients from honest ones.
+
+    Args:
+      view: what was read.
+    """
+    table = summary.with_places(view, view.chosen)
+    names = ("mean_detection_precision", "mean_detection_recall")
+    if not any(name in table for name in names):
+        return None
+    table = table[table.attack != (clean_value(view) or "")]
+    rows = []
+    for (row, column), group in table.groupby(["row", "column"], sort=False):
+        cells = [
+            summary.mean_of(group[name].to_numpy(float)).value
+            if name in group
+            else math.nan
+            for name in names
+        ]
+        if any(math.isfinite(cell) for cell in cells):
+            rows.append((column, row, *(number(cell) for cell in cells)))
+    if not rows:
+        return None
+    return Table(
+        "Clients that selecting rules dropped: how many of them were malicious, and "
+        "how many of the malicious were among them, mean over rounds, attacks and "
+        "repetitions",
+        (_where(view), view.roles.rows or "candidate", "precision", "recall"),
+        tuple(rows),
+        frozenset({0, 1}),
+    )
+
+
+def strengths(view: SweepView) -> Table | None:
+    """Returns the strengths that optimised attacks found last.
+
+    Args:
+      view: what was read.
+    """
+    found = summary.mean_table(view, "attack_strength")
+    rows = tuple(
+        (column, row, attack, number(mean.value), interval(mean))
+        for row, column, attack, mean in found.itertuples(index=False)
+        if mean.count
+    )
+    if not rows:
+        return None
+    return Table(
+        "Strength that an optimised attack found in the last round",
+        (
+            _where(view),
+            view.roles.rows or "candidate",
+            view.roles.worst or "attack",
+            "strength",
+            "95 % interval",
+        ),
+        rows,
+        frozenset({0, 1, 2}),
+    )
+
+
+def tuned(view: SweepView) -> Table | None:
+    """Returns the settings that validation chose.
+
+    Args:
+      view: what was read.
+    """
+    table = summary.with_places(view, view.chosen)
+    table = table[table.tuned != ""]
+    if table.empty:
+        return None
+    rows = table[["column", "row", "tuned"]].drop_duplicates()
+    return Table(
+        "Settings chosen on validation data: of all tried, the best worst case",
+        (_where(view), view.roles.rows or "candidate", "setting"),
+        tuple((c, r, clean(t)) for c, r, t in rows.itertuples(index=False)),
+        frozenset({0, 1, 2}),
+    )
+
+
+def failures(view: SweepView) -> Table | None:
+    """Returns what gave no figures, and training that diverged.
+
+    Args:
+      view: what was read.
+    """
+    table: pd.DataFrame = view.results[view.results.status != "done"]
+    if table.empty:
+        return None
+    table = summary.with_places(view, table)
+    rows = []
+    for (status, row), group in table.groupby(["status", "row"], sort=True):
+        for reason, part in group.groupby("reason", sort=True):
+            where = list(dict.fromkeys(part.column))
+            rows.append(
+                (status, row, listing(where), f"{len(part):,}", clean(str(reason)))
+            )
+    # Texts of diverged runs name rounds and differ in nothing else.
+    return Table(
+        "Cells without figures, or whose training diverged",
+        ("status", view.roles.rows or "candidate", _where(view), "cells", "reason"),
+        tuple(rows[:60]),
+        frozenset({0, 1, 2, 4}),
+    )
+
+
+def facts(view: SweepView) -> Table:
+    """Returns how large the sweep was.
+
+    Args:
+      view: what was read.
+    """
+    counts = view.results.status.value_counts()
+    lines = [
+        ("rows of results", f"{len(view.results):,}"),
+        *((f"cells {name}", f"{count:,}") for name, count in counts.items()),
+        ("minutes of work, all processes together", f"{view.seconds / 60:.1f}"),
+    ]
+    for axis in view.settings.axes:
+        values = [str(v) for v in view.results[axis.name].cat.categories]
+        lines.append((f"axis {clean(axis.name)}", listing(values, most=40)))
+    packages = view.environment.get("packages", {})
+    lines += [
+        (str(name), str(value))
+        for name, value in (
+            *((k, v) for k, v in view.environment.items() if isinstance(v, str | int)),
+            *sorted(packages.items()),
+        )
+    ]
+    return Table(
+        "Facts and versions", ("what", "value"), tuple(lines), frozenset({0, 1})
+    )
+
+
+def _where(view: SweepView) -> str:
+    return " · ".join(view.roles.columns) or "circumstance"
