@@ -188,7 +188,9 @@ def _temporal(settings: Config, examples: Prepared | Examples) -> losses.Term | 
         case config.LogitSmoothness():
             return losses.logit_smoothness(weight=chosen.weight, masked=chosen.masked)
         case config.EmbeddingSmoothness():
-            return losses.embedding_smoothness(weight=chosen.weight, sigma=chosen.sigma)
+            return losses.embedding_smoothness(
+                weight=chosen.weight, sigma=chosen.sigma, layout=examples.layout
+            )
         case config.WindowContrast():
             return losses.window_contrast(
                 weight=chosen.weight,

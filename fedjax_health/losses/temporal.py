@@ -56,38 +56,61 @@ def _logit(masked: bool):
     return value
 
 
-def embedding_smoothness(*, weight: float = 0.1, sigma: float = 1.0) -> Term:
+def embedding_smoothness(
+    *, weight: float = 0.1, sigma: float = 1.0, layout: InputLayout | None = None
+) -> Term:
     """Returns the mean squared step of the embedding where the input stays.
 
     The mean over the pairs of steps that count of ``exp(-|dx|^2 / sigma^2) |dz|^2``
-    with ``|dx|^2`` and ``|dz|^2`` divided by the widths of x and z, so that neither
-    setting depends on them. The mean's denominator is the number of pairs. Where none
-    counts, it is 0.
+    with ``|dx|^2`` and ``|dz|^2`` divided by the numbers of values that x and z have,
+    so that neither setting depends on them. The mean's denominator is the number of
+    pairs. Where none counts, it is 0.
 
     Args:
       weight: factor of the term.
       sigma: root mean square step of the input, in standard deviations, at which a
         pair counts 1/e.
+      layout: where each modality lies in ``batch["x"]``: flags and times are no part
+        of ``dx``, nor is a value that was not observed at both steps, unless the last
+        observed one stands in its place. None takes all columns for values.
 
     Raises:
       ValueError: for a sigma of 0 or less; when traced, for a model without embedding.
     """
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be finite and above 0, not {sigma}")
-    return Term(float(weight), _embedding(float(sigma)))
+    return Term(float(weight), _embedding(float(sigma), layout))
 
 
 @functools.cache
-def _embedding(sigma: float):
+def _embedding(sigma: float, layout: InputLayout | None):
     def value(outputs: Outputs, batch: Batch, apply: Apply, key: Key) -> jax.Array:
         del apply, key
         counts = _pairs(batch, logits_of(outputs), "embedding_smoothness")
         z = embedding_of(outputs, "embedding_smoothness")
-        still = jnp.mean(jnp.diff(batch["x"], axis=1) ** 2, axis=-1) / sigma**2
+        still = _moved(batch["x"], layout) / sigma**2
         moves = jnp.mean(jnp.diff(z, axis=1) ** 2, axis=-1)
         return _mean(jnp.exp(-still) * moves, counts)
 
     return value
+
+
+def _moved(x: jax.Array, layout: InputLayout | None) -> jax.Array:
+    """Returns the mean squared step of the values, ``[examples, time - 1]``."""
+    squares = jnp.diff(x, axis=1) ** 2
+    if layout is None:
+        return jnp.mean(squares, axis=-1)
+    values, counts = [], []
+    for columns in layout:
+        values.append(squares[..., slice(*columns.values)])
+        both = jnp.ones_like(values[-1])
+        if columns.observed is not None and columns.elapsed is None:
+            seen = x[..., slice(*columns.observed)]
+            both = seen[:, 1:] * seen[:, :-1]
+        counts.append(both)
+    count = jnp.concatenate(counts, axis=-1)
+    total = jnp.sum(count * jnp.concatenate(values, axis=-1), axis=-1)
+    return total / jnp.maximum(jnp.sum(count, axis=-1), 1)
 
 
 def window_contrast(

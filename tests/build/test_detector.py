@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health import models
+from fedjax_health import losses, models
+from fedjax_health.build import detector
 from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.prepared import Prepared
 from fedjax_health.client import gather
@@ -116,6 +117,16 @@ def test_fusion_with_every_part_of_the_loss(target, temporal):
     parts = {"accuracy", "supervised", "unimodal", "temporal", "alignment"}
     assert set(metrics) == parts
     assert all(float(metrics[name]) > 0 for name in parts - {"accuracy"})
+
+
+def test_terms_over_values_know_where_they_lie():
+    data = prepared()
+    for kind, build in (
+        ("embedding", losses.embedding_smoothness),
+        ("window", losses.window_contrast),
+    ):
+        config = settings("model=fusion", f"temporal={kind}")
+        assert detector._temporal(config, data) == build(layout=data.layout)
 
 
 def test_parts_without_weight_are_left_out():

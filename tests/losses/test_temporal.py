@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health.core.types import Detection
+from fedjax_health.core.types import Detection, ModalityColumns
 from fedjax_health.losses import embedding_smoothness, logit_smoothness
 
 KEY = jax.random.key(0)
@@ -83,6 +83,40 @@ def test_embedding_smoothness_equals_the_oracle(sigma):
     found = value(embedding_smoothness(sigma=sigma), outputs, batch)
     want = embedding_oracle(outputs, batch, sigma)
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_the_step_of_the_input_is_that_of_its_values():
+    """Flags, times and gaps are no standard deviations."""
+    layout = (
+        ModalityColumns("flow", (0, 2)),
+        ModalityColumns("vitals", (2, 4), (4, 6)),
+        ModalityColumns("labs", (6, 7), (7, 8), (8, 9)),
+    )
+    outputs, batch = make()
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 0.5, (5, 6, 9))
+    x[..., [4, 5, 7]] = rng.random((5, 6, 3)) < 0.6
+    x[..., 2:4] *= x[..., 4:6]
+    x[..., 8] = rng.integers(0, 40, (5, 6))
+    batch["x"] = jnp.asarray(x, jnp.float32)
+    z = np.asarray(outputs.embedding, np.float64)
+    moves = []
+    for i, t in counted(batch):
+        steps = [x[i, t + 1, c] - x[i, t, c] for c in (0, 1, 6)]
+        steps += [
+            x[i, t + 1, c] - x[i, t, c]
+            for c in (2, 3)
+            if x[i, t, c + 2] and x[i, t + 1, c + 2]
+        ]
+        weight = np.exp(-np.mean(np.square(steps)) / 0.7**2)
+        moves.append(weight * np.mean((z[i, t + 1] - z[i, t]) ** 2))
+    term = embedding_smoothness(sigma=0.7, layout=layout)
+    np.testing.assert_allclose(value(term, outputs, batch), np.mean(moves), rtol=1e-5)
+    assert term == embedding_smoothness(sigma=0.7, layout=tuple(layout))
+    # Nothing observed at both steps: the input is not known to have moved.
+    gone = batch | {"x": batch["x"].at[..., :].set(0)}
+    still = np.mean([np.mean((z[i, t + 1] - z[i, t]) ** 2) for i, t in counted(batch)])
+    np.testing.assert_allclose(value(term, outputs, gone), still, rtol=1e-5)
 
 
 def test_an_onset_costs_nothing_where_masked():
