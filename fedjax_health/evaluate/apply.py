@@ -17,6 +17,7 @@ from fedjax_health.data.preprocess import (
     load_preprocessing,
     unseen_categories,
 )
+from fedjax_health.data.preprocess.encode import Vocabulary
 from fedjax_health.data.schema import (
     DataError,
     Dataset,
@@ -126,6 +127,7 @@ def evaluate(
         raised,
         about,
         dataset,
+        preprocessing.vocabulary,
     )
     result: dict[str, Any] = {
         "rows": len(frame),
@@ -183,14 +185,22 @@ def _measure(
 
 
 def _explain(
-    reader, weights: Weights, raised: np.ndarray, about: DetectorFile, dataset: Dataset
+    reader,
+    weights: Weights,
+    raised: np.ndarray,
+    about: DetectorFile,
+    dataset: Dataset,
+    vocabulary: Vocabulary,
 ) -> np.ndarray:
     """Returns the features that weighed most in each alarm, empty text elsewhere."""
     text = np.full(examples_of(dataset).num_rows, "", object)
     if len(raised):
         contributions = reader(weights, raised)
         text[raised] = top_features(
-            contributions, about.layout, dict(dataset.feature_names)
+            contributions,
+            about.layout,
+            dict(dataset.feature_names),
+            vocabulary=vocabulary,
         )
     return text
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_health.core.types import InputLayout
+from fedjax_health.data.preprocess.encode import Vocabulary, encoded_names
 from fedjax_health.data.schema import Dataset, examples_of, segment_ids
 from fedjax_health.engine.score import Reading
 
@@ -77,12 +78,14 @@ def top_features(
 
     What the value, its being observed and the time since then add counts for the
     feature together, and so do the columns of one category.
+    vocabulary: Vocabulary,
 
     Args:
       contributions: float32 ``[examples, columns]`` of the model's input, to the logit.
       layout: where each modality lies in the input.
-      feature_names: modality name -> names of its columns, "name=category" for those
-        of a category.
+      feature_names: modality name -> names of its columns.
+      vocabulary: modality name -> column -> categories that stand for it there, as
+        "column=category".
       count: features that are named.
     """
     names: list[str] = []
@@ -93,8 +96,10 @@ def top_features(
             if span is None:
                 continue
             for position, column in enumerate(feature_names[columns.name]):
-                name = f"{columns.name}.{column.partition('=')[0]}"
+                name = f"{columns.name}.{origin.get(column, column)}"
                 if name not in index:
+        kinds = vocabulary.get(columns.name, {})
+        origin = {name: c for c in kinds for name in encoded_names((c,), kinds)}
                     index[name] = len(names)
                     names.append(name)
                 owner[span[0] + position] = index[name]

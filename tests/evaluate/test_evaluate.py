@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 
 from fedjax_health import records
+from fedjax_health.build.detector import build_model
+from fedjax_health.build.sources import build_evaluation_dataset
 from fedjax_health.core import trees
+from fedjax_health.core.types import ModalityColumns
+from fedjax_health.data.preprocess import apply_preprocessing, load_preprocessing
 from fedjax_health.data.schema import DataError
+from fedjax_health.data.store import from_dataset
+from fedjax_health.engine.score import build_scorer
 from fedjax_health.evaluate import evaluate
 from fedjax_health.evaluate.detector import load_weights, read_detector
 from fedjax_health.evaluate.frame import top_features
@@ -165,7 +171,26 @@ def test_clients_of_the_training_use_their_own_model(trained, tmp_path, override
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert plain.client_names == ("s0", "s1", "s2", "s3")
-    assert scores.score.between(0, 1).all()
+    # One client after the other, by the whole model that it uses.
+    preprocessing = load_preprocessing(run.paths.preprocessing)
+    new = build_evaluation_dataset(run.config, path).dataset
+    store = from_dataset(
+        apply_preprocessing(preprocessing, new), window=plain.window, pad=True
+    )
+    model = build_model(run.config, plain)
+    scorer = build_scorer(model, store)
+    wanted = {"new ward": -1, "s0": 0, "s1": 1, "s2": 2}
+    assert store.client_names == tuple(wanted)
+    for place, (client, own) in enumerate(wanted.items()):
+        first, end = store.offsets[place : place + 2]
+        found = scores.score[scores.client == client].to_numpy()
+        each = {
+            k: scorer(weights_of_client(saved, k), int(first), int(end - first))
+            for k in range(-1, 4)
+        }
+        np.testing.assert_allclose(found, each[own], atol=1e-6)
+        others = [np.abs(each[k] - found).max() for k in each if k != own]
+        assert min(others) > 1e-4
 
 
 def test_an_unknown_client_takes_the_global_model_and_the_mean_of_what_is_personal():
@@ -221,8 +246,6 @@ def test_a_damaged_model_is_refused(trained, tmp_path):
 
 
 def test_columns_of_one_feature_count_together():
-    from fedjax_health.core.types import ModalityColumns
-
     layout = (
         ModalityColumns("a", (0, 2), (2, 4)),
         ModalityColumns("b", (4, 7)),
@@ -232,6 +255,20 @@ def test_columns_of_one_feature_count_together():
         np.array([[1.0, 0.5, 0.25, -2.0, 0.75, 0.5, -0.1]], np.float32),
         layout,
         names,
+        vocabulary={"b": {"colour": ("red", "blue")}},
         count=3,
     )
     assert found == ["a.y -1.50; a.x +1.25; b.colour +1.25"]
+
+
+def test_columns_that_are_no_categories_stand_alone():
+    """An equals sign in the name of a number makes no category of it."""
+    layout = (ModalityColumns("labs", (0, 4)),)
+    names = {"labs": ("pH=raw", "pH=adj", "unit=a=b", "unit=c")}
+    found = top_features(
+        np.array([[1.0, -2.0, 0.25, 0.5]], np.float32),
+        layout,
+        names,
+        vocabulary={"labs": {"unit": ("a=b", "c")}},
+    )
+    assert found == ["labs.pH=adj -2.00; labs.pH=raw +1.00; labs.unit +0.75"]
