@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from fedjax_health import config
 from fedjax_health.build.custom import custom_entry
@@ -26,7 +27,12 @@ from fedjax_health.data.loaders.loaded import Loaded
 from fedjax_health.data.loaders.roles import ColumnRoles, Link
 from fedjax_health.data.loaders.wustl import WUSTL_ROLES, load_wustl
 from fedjax_health.data.preprocess.logs import apply_logs, match_columns
-from fedjax_health.data.schema import Dataset, check_dataset, select_modalities
+from fedjax_health.data.schema import (
+    Dataset,
+    check_dataset,
+    last_rows,
+    select_modalities,
+)
 from fedjax_health.data.summarise import summarise
 
 
@@ -87,11 +93,12 @@ def build_evaluation_dataset(
     path: str | os.PathLike[str],
     *,
     feature_names: Mapping[str, Sequence[str]] | None = None,
+    client_names: Sequence[str] = (),
 ) -> Loaded:
     """Loads other data of the kind and roles that a detector was trained on.
 
-    Labels may be absent, few or of one class; clients and categories may be new; a
-    modality or column whose values may be missing may be absent.
+    Labels may be absent, of some rows alone or of one class; clients and categories may
+    be new; a modality or column whose values may be missing may be absent.
 
     - hospital_sim: a file that ``fedjax-health generate`` wrote.
     - table: a linked table is looked for under its name beside the new file, and taken
@@ -104,17 +111,54 @@ def build_evaluation_dataset(
       settings: the configuration of the training.
       path: the new file or folder.
       feature_names: modality name -> columns in training, for roles such as "rest".
+      client_names: clients of the training, for files that are clients.
 
     Returns:
-      (the rows, whether they have labels).
+      The rows, and whose labels are known.
 
     Raises:
       DataError: if it cannot be used.
       ConfigError: if the configuration does not name the data.
     """
     names = _columns_before(settings, feature_names)
-    loaded = _load_other(settings, os.fspath(path), feature_names=names)
-    return loaded._replace(dataset=_summarised(settings, loaded.dataset))
+    loaded = _load_other(
+        settings, os.fspath(path), feature_names=names, client_names=client_names
+    )
+    if settings.summarise is None:
+        return loaded
+    return _summarised_other(settings, loaded, names or {}, feature_names or {})
+
+
+def _summarised_other(
+    settings: Config,
+    loaded: Loaded,
+    before: Mapping[str, Sequence[str]],
+    after: Mapping[str, Sequence[str]],
+) -> Loaded:
+    """Summarises other data as that of the training was.
+
+    A modality that was summarised and is not there has the summaries of stays in which
+    nothing of it was observed; any other that is not there stays out.
+    """
+    given = loaded.dataset
+    absent = [name for name in before if name not in given.features]
+    filled = given._replace(
+        features=dict(given.features), feature_names=dict(given.feature_names)
+    )
+    for name in absent:
+        columns = tuple(before[name])
+        shape = (given.num_rows, len(columns))
+        filled.features[name] = np.full(shape, np.nan, np.float32)
+        filled.feature_names[name] = columns
+    summed = tuple(n for n in absent if tuple(before[n]) != tuple(after[n]))
+    filled = filled._replace(
+        masked=given.masked | set(absent), carried=given.carried | set(summed)
+    )
+    dataset = _summarised(settings, filled)
+    kept = tuple(n for n in dataset.features if n in summed or n not in absent)
+    return Loaded(
+        select_modalities(dataset, kept), loaded.known[last_rows(given)], summed
+    )
 
 
 def _columns_before(
@@ -137,6 +181,7 @@ def _load_other(
     path: str,
     *,
     feature_names: Mapping[str, Sequence[str]] | None,
+    client_names: Sequence[str],
 ) -> Loaded:
     data = settings.data
     match data:
@@ -147,7 +192,9 @@ def _load_other(
             return _select(tabular.read_table(path, WUSTL_ROLES), data.modalities)
         case config.Table():
             roles = _beside(_roles(data), path)
-            return tabular.read_table(path, roles, feature_names=feature_names)
+            return tabular.read_table(
+                path, roles, feature_names=feature_names, client_names=client_names
+            )
         case config.Physionet2012():
             fields = {**_fields(data), "path": path, "outcomes": None}
             return physionet2012.read_physionet2012(**fields)
@@ -170,7 +217,7 @@ def _load_other(
             entry = Custom(target=target, args={**args, "path": path})
             dataset = custom_entry(entry, Dataset, path="data")
             check_dataset(dataset, source=target, one_class=True)
-            return Loaded(dataset, True)
+            return Loaded(dataset, np.ones(dataset.num_rows, bool))
     raise ConfigError(f"config: data: {data!r} is no kind of data")
 
 

@@ -23,7 +23,9 @@ from fedjax_health.data.schema import (
     Dataset,
     DataWarning,
     examples_of,
+    last_rows,
     segment_ids,
+    take_rows,
 )
 from fedjax_health.data.store import input_layout
 from fedjax_health.engine.score import Reading, attributions, reading
@@ -46,8 +48,9 @@ def evaluate(
 
     Thresholds are those of the run's validation part. Clients that were in training are
     scaled by their own statistics and, where a part of the model is personal, scored by
-    their own model; others by the averages over the training clients. Labels are used
-    for metrics alone and may be absent.
+    their own model; others by the averages over the training clients. Every example is
+    scored; labels are used for metrics alone, which are those of the examples that have
+    one.
 
     Args:
       folder: of the run.
@@ -72,26 +75,33 @@ def evaluate(
 
     preprocessing = load_preprocessing(paths.preprocessing)
     with records.tell_warnings(progress, DataWarning):
-        loaded, labelled = build_evaluation_dataset(
-            config, data, feature_names=preprocessing.feature_names
+        loaded = build_evaluation_dataset(
+            config,
+            data,
+            feature_names=preprocessing.feature_names,
+            client_names=about.client_names,
         )
-    absent = absent_modalities(preprocessing, loaded)
-    unknown = unseen_categories(preprocessing.vocabulary, loaded)
-    dataset = apply_preprocessing(preprocessing, records_apart(config, loaded))
+        dataset = apply_preprocessing(
+            preprocessing, records_apart(config, loaded.dataset)
+        )
+    absent = (*loaded.absent, *absent_modalities(preprocessing, loaded.dataset))
+    unknown = unseen_categories(preprocessing.vocabulary, loaded.dataset)
     layout = input_layout(dataset)
     if layout != about.layout:
         raise DataError(
             f"{data}: the columns do not fit the detector of {paths.root}: it takes "
             f"{_columns(about.layout)}, the data gives {_columns(layout)}"
         )
+    labelled = loaded.known
+    if dataset.target == "entity":
+        labelled = labelled[last_rows(dataset)]
     names = dataset.client_names
     known = {name: row for row, name in enumerate(about.client_names)}
     own_row = np.array([known.get(name, -1) for name in names])
     unseen = [name for name in names if name not in known]
     progress.on_message(
         f"data: {dataset.num_rows:,} rows, {dataset.num_clients:,} clients, "
-        f"{len(unseen):,} of them not in training; "
-        f"{'labels found' if labelled else 'no labels: scores and alarms only'}"
+        f"{len(unseen):,} of them not in training; {_said_of_labels(labelled)}"
     )
 
     for name in absent:
@@ -136,14 +146,15 @@ def evaluate(
         "unseen_clients": unseen,
         "unseen_categories": unknown,
         "absent_modalities": list(absent),
-        "labels": labelled,
+        "labels": bool(labelled.any()),
+        "labelled": int(labelled.sum()),
         "alarms": len(raised),
         "threshold": about.threshold,
         "alarm_threshold": about.alarm_threshold if about.streams else None,
     }
     measured = None
-    if labelled:
-        measured = _measure(dataset, found, about, seed=config.seed)
+    if labelled.any():
+        measured = _measure(dataset, found, about, labelled, seed=config.seed)
         result = {
             "metrics": measured["metrics"],
             "intervals": measured["intervals"],
@@ -164,12 +175,25 @@ def _write(target: Path, frame, measured, result: dict[str, Any]) -> dict[str, A
 
 
 def _measure(
-    dataset: Dataset, found: Reading, about: DetectorFile, *, seed: int
+    dataset: Dataset,
+    found: Reading,
+    about: DetectorFile,
+    labelled: np.ndarray,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
+    """Returns the figures of the examples whose labels are known."""
     examples = examples_of(dataset)
-    segment = segment_ids(examples) if about.streams else None
+    # A row without a label cuts a stream in two.
+    piece = segment_ids(examples) + np.cumsum(~labelled)
+    rows = np.flatnonzero(labelled)
+    examples = take_rows(examples, rows)
     return figures_at(
-        Scored(found.probability, examples.label, segment),
+        Scored(
+            found.probability[rows],
+            examples.label,
+            piece[rows] if about.streams else None,
+        ),
         threshold=about.threshold,
         delay_threshold=about.alarm_threshold if about.streams else None,
         window=about.window or 1,
@@ -182,6 +206,14 @@ def _measure(
         step_seconds=examples.step_seconds,
         seed=seed,
     )
+
+
+def _said_of_labels(labelled: np.ndarray) -> str:
+    if labelled.all():
+        return "labels found"
+    if not labelled.any():
+        return "no labels: scores and alarms only"
+    return f"labels of {int(labelled.sum()):,} examples found, which are measured"
 
 
 def _explain(

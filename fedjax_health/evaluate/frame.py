@@ -20,7 +20,7 @@ def score_frame(
     *,
     threshold: float,
     alarm_threshold: float | None,
-    labelled: bool = True,
+    labelled: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Returns client, entity, time, what is known of each example, and its score.
 
@@ -32,7 +32,9 @@ def score_frame(
       found: what the detector says of the examples of the part.
       threshold: the lowest probability that counts as detected.
       alarm_threshold: the lowest one that gives alarm; None where rows have no time.
-      labelled: whether the labels are known.
+      labelled: bool ``[examples]``, whose labels are known; None for all. The others
+        have no value in the columns of the label and of the attack, which are left out
+        where no label is known.
     """
     examples = examples_of(part)
     # As the metrics compare them: thresholds are float64, scores float32.
@@ -46,7 +48,7 @@ def score_frame(
         ),
         "time": examples.time,
     }
-    if labelled:
+    if labelled is None or labelled.any():
         columns["label"] = examples.label.astype(np.int8)
         columns["attack"] = _names(examples.attack_names, examples.attack)
     columns["score"] = np.asarray(found.probability, np.float32)
@@ -57,7 +59,11 @@ def score_frame(
     if found.shares is not None:
         for position, name in enumerate(part.features):
             columns[SHARE + name] = np.asarray(found.shares[:, position], np.float32)
-    return pd.DataFrame(columns)
+    frame = pd.DataFrame(columns)
+    if labelled is not None and "label" in columns and not labelled.all():
+        frame["label"] = frame["label"].astype("Int8").where(labelled)
+        frame["attack"] = frame["attack"].where(labelled, None)
+    return frame
 
 
 def parquet_bytes(frame: pd.DataFrame) -> bytes:
@@ -72,13 +78,13 @@ def top_features(
     layout: InputLayout,
     feature_names: dict[str, tuple[str, ...]],
     *,
+    vocabulary: Vocabulary,
     count: int = 3,
 ) -> list[str]:
     """Returns the features that weighed most, as text such as "flow.Load +1.52; ...".
 
     What the value, its being observed and the time since then add counts for the
     feature together, and so do the columns of one category.
-    vocabulary: Vocabulary,
 
     Args:
       contributions: float32 ``[examples, columns]`` of the model's input, to the logit.
@@ -92,14 +98,14 @@ def top_features(
     owner = np.zeros(contributions.shape[1], np.int64)
     index: dict[str, int] = {}
     for columns in layout:
+        kinds = vocabulary.get(columns.name, {})
+        origin = {name: c for c in kinds for name in encoded_names((c,), kinds)}
         for span in (columns.values, columns.observed, columns.elapsed):
             if span is None:
                 continue
             for position, column in enumerate(feature_names[columns.name]):
                 name = f"{columns.name}.{origin.get(column, column)}"
                 if name not in index:
-        kinds = vocabulary.get(columns.name, {})
-        origin = {name: c for c in kinds for name in encoded_names((c,), kinds)}
                     index[name] = len(names)
                     names.append(name)
                 owner[span[0] + position] = index[name]

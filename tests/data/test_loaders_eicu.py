@@ -302,6 +302,15 @@ def test_stays_to_score(tmp_path):
     assert not loaded.has_labels
     assert examples_of(loaded.dataset).num_rows == 4
     assert np.isnan(loaded.dataset.features["series"]).all()
+    write(tmp_path)
+    loaded = read_eicu(tmp_path)
+    assert dict(
+        zip(
+            [loaded.dataset.entity_names[n] for n in loaded.dataset.entity],
+            loaded.known,
+            strict=True,
+        )
+    ) == {"10": True, "11": True, "12": False, "13": True}
     alive = tables()["patient"].iloc[[0]]
     write(tmp_path, patient=alive)
     assert read_eicu(tmp_path, modalities=("series",)).has_labels

@@ -287,6 +287,16 @@ def test_a_change_of_unit_is_said(tmp_path, when, place):
         load_events(*write(tmp_path, *many(when)), roles)
 
 
+def test_entities_without_a_label_are_scored_and_known_for_it(tmp_path):
+    entities = stays().assign(died=["1", "", "0"])
+    loaded = read_events(*write(tmp_path, entities=entities), ROLES)
+    names = [loaded.dataset.entity_names[n] for n in loaded.dataset.entity]
+    unknown = {name for name, k in zip(names, loaded.known, strict=True) if not k}
+    assert unknown == {"s9"}
+    assert loaded.known.sum() == 2 * ROLES.length
+    assert "no label" in refused(tmp_path, entities=entities)
+
+
 def test_entities_to_score(tmp_path):
     events = observations()
     events = events[events.stay == "s9"]

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedjax_health.data.loaders.tabular import ColumnRoles, Link, load_table
+from fedjax_health.data.loaders.tabular import (
+    ColumnRoles,
+    Link,
+    load_table,
+    read_table,
+)
 from fedjax_health.data.schema import DataError, DataWarning
 
 
@@ -153,6 +158,42 @@ def test_linked_tables_that_do_not_fit(tmp_path, change, fields, text):
         load_table(tmp_path / "main.csv", roles(joined))
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", ["rest", ("hr", "spo2", "unit")])
+def test_columns_that_a_table_to_score_lacks_are_not_observed(tmp_path, columns):
+    main, other = tables(0)
+    main.to_csv(tmp_path / "main.csv", index=False)
+    whole = other.assign(unit="icu", number=1)
+    whole.to_csv(tmp_path / "emr.csv", index=False)
+    joined = link(
+        path=str(tmp_path / "emr.csv"),
+        columns=columns,
+        categorical=("unit",),
+        drop=("number",),
+    )
+    trained = load_table(tmp_path / "main.csv", roles(joined))
+    names = trained.feature_names["emr"]
+    assert names == ("hr", "spo2", "unit")
+    other.drop(columns="hr").to_csv(tmp_path / "emr.csv", index=False)
+    with pytest.warns(DataWarning, match="has no columns 'hr', 'unit' of modality"):
+        loaded = read_table(
+            tmp_path / "main.csv",
+            roles(joined),
+            feature_names=trained.feature_names,
+        )
+    data = loaded.dataset
+    assert data.feature_names["emr"] == names
+    assert data.categories["emr"] == {"unit": ()}
+    assert np.isnan(data.features["emr"][:, [0, 2]]).all()
+    np.testing.assert_array_equal(
+        data.features["emr"][:, 1], trained.features["emr"][:, 1]
+    )
+    with pytest.raises(DataError, match=r"emr.csv has no column"):
+        load_table(tmp_path / "main.csv", roles(joined))
+    other.drop(columns="charted").to_csv(tmp_path / "emr.csv", index=False)
+    with pytest.raises(DataError, match="no column 'charted'"):
+        read_table(tmp_path / "main.csv", roles(joined))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,16 @@ from fedjax_health.data.loaders.mimic_demo import (
     load_mimic_demo,
     read_mimic_demo,
 )
-from fedjax_health.data.schema import DataError, check_dataset, examples_of
+from fedjax_health.data.schema import (
+    DataError,
+    DataWarning,
+    check_dataset,
+    examples_of,
+    last_rows,
+)
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(without value|unit changed):UserWarning"
+    "ignore:.*(without value|unit changed|count as survived):UserWarning"
 )
 
 
@@ -164,6 +170,35 @@ def test_stays_to_score(tmp_path):
     assert not loaded.has_labels
     assert examples_of(loaded.dataset).num_rows == 3
     assert "'discharge_category'" in refused(tmp_path)
+
+
+def test_a_stay_without_an_outcome_is_survived_in_training_and_unknown_later(tmp_path):
+    with pytest.warns(DataWarning, match="1 of 3 stays .* count as survived"):
+        data = load_mimic_demo(write(tmp_path))
+    assert examples_of(data).label.tolist() == [1, 0, 0]
+    loaded = read_mimic_demo(tmp_path)
+    last = last_rows(loaded.dataset)
+    names = [loaded.dataset.entity_names[n] for n in loaded.dataset.entity[last]]
+    assert dict(zip(names, loaded.known[last], strict=True)) == {
+        "h1": True,
+        "h2": True,
+        "h3": False,
+    }
+
+
+def test_tables_of_features_may_be_absent_where_stays_are_scored(tmp_path):
+    write(tmp_path, vitals=None, patient=None)
+    with pytest.warns(DataWarning) as caught:
+        loaded = read_mimic_demo(tmp_path)
+    said = " ".join(str(one.message) for one in caught)
+    assert "no table clif_vitals" in said
+    assert "no table clif_patient" in said
+    features = loaded.dataset.features
+    assert features["vitals"].shape[1] == len(VITAL_RANGES)
+    assert np.isnan(features["vitals"]).all()
+    assert not np.isnan(features["labs"]).all()
+    assert not np.isnan(features["static"][:, 0]).any()
+    assert np.isnan(features["static"][:, 2]).all()
 
 
 def test_the_package_is_found_without_being_imported(tmp_path, monkeypatch):

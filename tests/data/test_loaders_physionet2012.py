@@ -231,6 +231,15 @@ def test_stays_to_score_need_no_outcomes(tmp_path):
     )
 
 
+def test_stays_without_an_outcome_are_scored_and_known_for_it(tmp_path):
+    write(tmp_path, None, {"11": 0, "12": 1, "99": 0})
+    loaded = read_physionet2012(tmp_path)
+    names = [loaded.dataset.entity_names[n] for n in loaded.dataset.entity]
+    known = {name for name, k in zip(names, loaded.known, strict=True) if k}
+    assert known == {"11", "12"}
+    assert "has no outcome of stay 13 and of 1 more" in refused(tmp_path)
+
+
 def test_one_class_can_be_scored_but_not_learnt(tmp_path):
     write(tmp_path, {"11": STAYS["11"]}, {"11": 0})
     assert "one class" in refused(tmp_path)

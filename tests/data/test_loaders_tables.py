@@ -250,10 +250,54 @@ def test_labels_to_score_may_be_few(tmp_path, labels, found):
     assert loaded.dataset.label.tolist() == wanted
 
 
-def test_labels_to_score_are_all_or_none(tmp_path):
-    write(tmp_path, one="site,a,b,c,k,y\nX,1,2,3,z,1\nX,1,2,3,z,\n")
+def test_rows_without_a_label_are_scored_and_known_for_it(tmp_path):
+    rows = "X,1,2,3,z,1,dos\nX,1,2,3,z,,\nX,1,2,3,z,0,normal\nX,1,2,3,z,NA,x\n"
+    write(tmp_path, one="site,a,b,c,k,y,kind\n" + rows)
+    loaded = read_table(tmp_path / "one.csv", ROLES)
+    assert loaded.has_labels
+    assert loaded.known.tolist() == [True, False, True, False]
+    assert loaded.dataset.label.tolist() == [1, 0, 0, 0]
+    assert loaded.dataset.attack.tolist() == [1, 0, 0, 0]
+    assert loaded.dataset.attack_names == ("normal", "dos")
+    write(tmp_path, one="site,a,b,c,k,y,mac,kind\nX,1,2,3,z,1,m,dos\nX,1,2,3,z,,m,\n")
     with pytest.raises(DataError, match="line 3, column 'y': no label"):
-        read_table(tmp_path / "one.csv", ROLES)
+        load_table(tmp_path / "one.csv", ROLES)
+
+
+def test_what_is_known_is_sorted_with_the_rows(tmp_path):
+    write(tmp_path, one="site,a,b,c,k,y\nZ,1,2,3,z,1\nX,1,2,3,z,\nX,1,2,3,z,0\n")
+    loaded = read_table(tmp_path / "one.csv", ROLES)
+    assert loaded.dataset.client_names == ("X", "Z")
+    assert loaded.known.tolist() == [False, True, True]
+    assert loaded.dataset.label.tolist() == [0, 0, 1]
+
+
+def test_one_label_of_an_entity_is_that_of_all_its_rows(tmp_path):
+    roles = ColumnRoles(label="y", entity="s", target="entity", attack="kind")
+    text = "s,a,y,kind\np,1,,\np,2,1,dos\nq,3,,\nq,4,,\nr,5,0,normal\nr,6,,\n"
+    loaded = read_table(write(tmp_path, one=text) / "one.csv", roles)
+    assert loaded.known.tolist() == [True, True, False, False, True, True]
+    assert loaded.dataset.label.tolist() == [1, 1, 0, 0, 0, 0]
+    assert loaded.dataset.attack.tolist() == [1, 1, 0, 0, 0, 0]
+    mixed = text.replace("r,6,,", "r,6,1,dos")
+    with pytest.raises(DataError, match=r"entity 'r'.*changes"):
+        read_table(write(tmp_path, one=mixed) / "one.csv", roles)
+
+
+def test_a_file_alone_has_the_name_that_it_had_among_others(tmp_path):
+    write(tmp_path, ward_b=B)
+    roles = ColumnRoles(label="y", time="t")
+
+    def names(*trained, roles=roles):
+        path = tmp_path / "ward_b.csv"
+        return read_table(path, roles, client_names=trained).dataset.client_names
+
+    assert names("ward_a", "ward_b") == ("ward_b",)
+    assert names("ward_a", "ward_c") == ("ward_b",)
+    # One file alone was trained on, or nothing is known of it.
+    assert names("all") == names() == ("all",)
+    rows = ColumnRoles(label="y", time="t", files="rows")
+    assert names("client 0", "client 1", roles=rows) == ("all",)
 
 
 def test_the_rest_is_what_it_was_in_training(tmp_path):

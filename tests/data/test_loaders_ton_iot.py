@@ -110,6 +110,17 @@ def test_one_device_to_score(tmp_path):
         load_ton_iot(path)
 
 
+def test_a_device_without_labels_is_scored_beside_others(tmp_path):
+    unlabelled = "\n".join(line.rsplit(",", 2)[0] for line in DOOR.splitlines()) + "\n"
+    loaded = read_ton_iot(write(tmp_path, unlabelled, FRIDGE))
+    data = loaded.dataset
+    assert data.client_names == ("Fridge", "Garage_Door")
+    np.testing.assert_array_equal(loaded.known, data.client == 0)
+    assert data.label[loaded.known].any()
+    with pytest.raises(DataError, match="no column 'label'"):
+        load_ton_iot(tmp_path)
+
+
 def test_devices_that_are_not_known_tell_their_kinds(tmp_path):
     (tmp_path / "Pump.csv").write_text(
         "flow,mode,label,type\n1,a,0,normal\n2,b,1,dos\n"

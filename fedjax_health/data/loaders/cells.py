@@ -111,6 +111,7 @@ def read_label(
     place: Place,
     *,
     positive: Sequence[bool | int | float | str] = (),
+    unknown: bool = False,
 ) -> np.ndarray:
     """Reads a label.
 
@@ -119,12 +120,13 @@ def read_label(
       place: where it stands.
       positive: values that are positive; without them the column holds 0 and 1 (or
         false and true).
+      unknown: whether a cell may be without a label.
 
     Returns:
-      float32 [rows] of 0 and 1.
+      float32 [rows] of 0 and 1; NaN for an unknown one.
 
     Raises:
-      DataError: for a cell without a label or with another one.
+      DataError: for a cell without a label, if refused, or with another one.
     """
     codes, texts = distinct(series)
     column = str(series.name)
@@ -144,11 +146,12 @@ def read_label(
                 f"{place.cell(_first(codes, code), column)}: label {text!r} is not 0 "
                 "or 1; list the positive values in positive"
             )
-    if np.any(codes == -1):
+    if not unknown and np.any(codes == -1):
         raise DataError(
             f"{place.cell(_first(codes, -1), column)}: no label; remove the row"
         )
-    return values[codes]
+    # Code -1, a null, picks the last.
+    return np.append(values, np.float32(np.nan))[codes]
 
 
 def refuse_one_class(label: np.ndarray, series: pd.Series, source: str) -> None:
@@ -170,16 +173,22 @@ def read_attack(
 
     Args:
       series: the column.
-      label: float32 [rows] of 0 and 1.
+      label: float32 [rows] of 0 and 1, NaN for unknown: such a row is not looked at.
       place: where it stands.
       normal: the value that stands for no attack.
 
     Returns:
-      (int32 [rows] index into the names, names with "normal" first).
+      (int32 [rows] index into the names, 0 for unknown; names with "normal" first).
 
     Raises:
       DataError: where the column and the label disagree.
     """
+    rows = np.flatnonzero(~np.isnan(label))
+    attack = np.zeros(len(label), np.int32)
+    if not len(rows):
+        return attack, ("normal", "attack")
+    series, label = series.iloc[rows], label[rows]
+    place = Place(place.source, lambda row, whole=place: whole.locate(int(rows[row])))
     codes, names = read_names(series, place)
     normal = normal.strip()
     if normal not in names and not label.all():
@@ -194,8 +203,8 @@ def read_attack(
             f"the normal value {normal!r}; make them one"
         )
     order = {name: position + 1 for position, name in enumerate(types)}
-    attack = np.asarray([order.get(name, 0) for name in names], np.int32)[codes]
-    wrong = (attack > 0) != (label > 0)
+    found = np.asarray([order.get(name, 0) for name in names], np.int32)[codes]
+    wrong = (found > 0) != (label > 0)
     if wrong.any():
         row = int(np.argmax(wrong))
         kind = "positive" if label[row] else "negative"
@@ -203,6 +212,7 @@ def read_attack(
             f"{place.cell(row, str(series.name))}: attack {names[codes[row]]!r} on a "
             f"row with a {kind} label; correct one of the two or leave attack out"
         )
+    attack[rows] = found
     return attack, ("normal", *types)
 
 

@@ -31,6 +31,7 @@ from fedjax_health.data.loaders.cells import (
 from fedjax_health.data.loaders.gridding import (
     Aggregate,
     clear_implausible,
+    count_bins,
     grid_observations,
     implausible,
 )
@@ -44,7 +45,13 @@ from fedjax_health.data.loaders.reading import (
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
 from fedjax_health.data.loaders.units import warn_of_unit_changes
-from fedjax_health.data.schema import DataError, Dataset, DataWarning, take_rows
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    DataWarning,
+    segment_starts,
+    take_rows,
+)
 
 STAY = "patientunitstayid"
 _LABEL, _DEAD, _ALIVE = "hospitaldischargestatus", "Expired", "Alive"
@@ -186,6 +193,7 @@ def read_eicu(
 ) -> Loaded:
     """Loads stays to score, with or without outcomes; see ``load_eicu``.
 
+    Stays whose discharge status is not known are kept, without a label.
     Tables other than ``patient`` may be absent: what they hold is not observed.
 
     Raises:
@@ -216,19 +224,14 @@ def _check(
     aggregate: Aggregate,
 ) -> _Settings:
     folder = require_folder(path, wanted="the folder of patient.csv.gz")
-    length = hours * 60 / bin_minutes if bin_minutes > 0 else 0.5
-    if not length >= 1 or length != int(length):
-        raise DataError(
-            f"hours is {hours} and bin_minutes {bin_minutes}; give minutes that divide "
-            "the hours"
-        )
+    length = count_bins(hours, bin_minutes)
     if client not in ("hospital", "region"):
         raise DataError(f'client is {client!r}; "hospital" or "region"')
     for name in modalities:
         if name not in ("series", "static"):
             raise DataError(f'modality {name!r} is unknown; "series" or "static"')
     return _Settings(
-        folder, client, modalities, hours, 60 * bin_minutes, int(length), aggregate
+        folder, client, modalities, hours, 60 * bin_minutes, length, aggregate
     )
 
 
@@ -290,30 +293,36 @@ def _load(settings: _Settings, *, apache_score: bool, labelled: bool) -> Loaded:
             modalities[name] = _static(settings, stays, apache_score, labelled)
         else:
             modalities[name] = _series(settings, stays, labelled)
-    alive, has_labels = _labels(stays, labelled=labelled)
-    dataset = stays_dataset(
+    loaded = stays_dataset(
         modalities,
         stay=names,
         client=_clients(settings, stays),
-        label=np.nan_to_num(alive),
+        label=_labels(stays),
         positive="death in hospital",
         bin_seconds=settings.bin_seconds,
         patient=as_texts(stays.frame["uniquepid"]).tolist(),
     )
-    if has_labels and np.isnan(alive).any():
-        unknown = np.asarray(names)[np.isnan(alive)]
-        entity = np.asarray(dataset.entity_names)[dataset.entity]
-        dataset = take_rows(dataset, np.flatnonzero(~np.isin(entity, unknown)))
+    if labelled and loaded.has_labels:
+        loaded = _labelled_stays(loaded, stays)
+    source = str(settings.folder)
+    warn_of_empty_columns(loaded.dataset, source=source, strict=labelled)
+    warn_of_unit_changes(loaded.dataset, source=source, in_time=False)
+    return loaded
+
+
+def _labelled_stays(loaded: Loaded, stays: _Stays) -> Loaded:
+    """Returns the stays whose label is known; says how many others there are."""
+    rows = np.flatnonzero(loaded.known)
+    dataset = take_rows(loaded.dataset, rows)
+    total, left = (len(segment_starts(d)) for d in (loaded.dataset, dataset))
+    if left < total:
         warnings.warn(
-            f"{stays.place.source}: {len(unknown)} of {len(names):,} stays have no "
+            f"{stays.place.source}: {total - left} of {total:,} stays have no "
             f"{_LABEL} and are left out",
             DataWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    source = str(settings.folder)
-    warn_of_empty_columns(dataset, source=source, strict=labelled)
-    warn_of_unit_changes(dataset, source=source, in_time=False)
-    return Loaded(dataset, has_labels)
+    return Loaded(dataset, loaded.known[rows])
 
 
 def _stays(folder: Path, *, labelled: bool) -> _Stays:
@@ -335,16 +344,13 @@ def _stays(folder: Path, *, labelled: bool) -> _Stays:
     return _Stays(frame, place, {names[code]: row for row, code in enumerate(codes)})
 
 
-def _labels(stays: _Stays, *, labelled: bool) -> tuple[np.ndarray, bool]:
-    """Returns ([stays] of 0 and 1, NaN where it is not known; whether any is)."""
+def _labels(stays: _Stays) -> np.ndarray:
+    """Returns float32 [stays] of 0 and 1, NaN where it is not known."""
     if _LABEL not in stays.frame:
-        return np.full(len(stays.frame), np.nan), False
+        return np.full(len(stays.frame), np.nan, np.float32)
     series = stays.frame[_LABEL]
     texts = as_texts(series)
     known = ~np.asarray([is_missing(text) for text in texts])
-    label = np.full(len(series), np.nan)
-    if not known.any():
-        return label, False
     strange = known & ~texts.isin([_DEAD, _ALIVE]).to_numpy(bool)
     if strange.any():
         row = int(np.argmax(strange))
@@ -352,10 +358,7 @@ def _labels(stays: _Stays, *, labelled: bool) -> tuple[np.ndarray, bool]:
             f"{stays.place.cell(row, _LABEL)}: {texts.iloc[row]!r} is neither "
             f"{_ALIVE} nor {_DEAD}"
         )
-    rows = np.flatnonzero(known)
-    place = Place(stays.place.source, lambda row: stays.place.locate(int(rows[row])))
-    label[known] = read_label(series.iloc[rows], place, positive=(_DEAD,))
-    return label, True
+    return read_label(series, stays.place, positive=(_DEAD,), unknown=True)
 
 
 def _clients(settings: _Settings, stays: _Stays) -> list[str]:

@@ -6,7 +6,7 @@ each. Observations are put on a regular grid; see ``gridding``.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -19,8 +19,6 @@ from fedjax_health.data.loaders.absent import (
 )
 from fedjax_health.data.loaders.cells import (
     as_float32,
-    distinct,
-    is_missing,
     read_categories,
     read_label,
     read_names,
@@ -29,7 +27,7 @@ from fedjax_health.data.loaders.cells import (
     sort_names,
 )
 from fedjax_health.data.loaders.gridding import grid_observations, implausible
-from fedjax_health.data.loaders.loaded import Loaded, trainable
+from fedjax_health.data.loaders.loaded import FeatureNames, Loaded, trainable
 from fedjax_health.data.loaders.reading import (
     Place,
     Source,
@@ -44,8 +42,6 @@ from fedjax_health.data.loaders.units import (
     warn_of_unit_changes_in_events,
 )
 from fedjax_health.data.schema import DataError, Dataset
-
-FeatureNames = Mapping[str, Sequence[str]]
 
 
 class EventRoles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -221,11 +217,12 @@ def _load(
                 )
             known = None if feature_names is None else feature_names.get("series")
             modalities[name] = _series(path, stays, client, origin, known, roles)
-    label, has_labels = np.zeros(len(stays), np.float32), False
-    if roles.label in frame and (labelled or not _is_empty(frame[roles.label])):
-        label = read_label(frame[roles.label], place, positive=roles.positive)
-        has_labels = True
-    dataset = stays_dataset(
+    label = np.full(len(stays), np.nan, np.float32)
+    if roles.label in frame:
+        label = read_label(
+            frame[roles.label], place, positive=roles.positive, unknown=not labelled
+        )
+    loaded = stays_dataset(
         modalities,
         stay=stays,
         client=client,
@@ -234,11 +231,12 @@ def _load(
         bin_seconds=roles.bin_seconds,
         patient=patient,
     )
+    dataset = loaded.dataset
     warn_of_empty_columns(dataset, source=str(path), strict=labelled)
     if "static" in roles.modalities:
         static = dataset._replace(features={"static": dataset.features["static"]})
         warn_of_unit_changes(static, source=source.name, in_time=False)
-    return Loaded(dataset, has_labels)
+    return loaded
 
 
 def _entities(source: Source, roles: EventRoles, *, labelled: bool) -> pd.DataFrame:
@@ -254,10 +252,6 @@ def _entities(source: Source, roles: EventRoles, *, labelled: bool) -> pd.DataFr
     if roles.time_format is not None:
         text.add(roles.origin)
     return source.read(held, [name for name in held if name in text])
-
-
-def _is_empty(series: pd.Series) -> bool:
-    return all(is_missing(text) for text in distinct(series)[1])
 
 
 def _static(frame: pd.DataFrame, roles: EventRoles, place: Place) -> Static:

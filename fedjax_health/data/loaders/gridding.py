@@ -15,6 +15,21 @@ from fedjax_health.data.schema import DataError
 Aggregate = Literal["last", "mean"]
 
 
+def count_bins(hours: float, bin_minutes: float) -> int:
+    """Returns how many bins of that width fill the hours.
+
+    Raises:
+      DataError: if they do not fill them exactly.
+    """
+    length = hours * 60 / bin_minutes if bin_minutes > 0 else 0.5
+    if not length >= 1 or length != int(length):
+        raise DataError(
+            f"hours is {hours:g} and bin_minutes {bin_minutes:g}; give minutes that "
+            "divide the hours"
+        )
+    return int(length)
+
+
 def grid_observations(
     entity: np.ndarray,
     variable: np.ndarray,

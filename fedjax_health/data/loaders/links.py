@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedjax_health.data.loaders.absent import warn_of_absent_columns
 from fedjax_health.data.loaders.cells import (
     as_float32,
     distinct,
@@ -37,7 +38,6 @@ class Linked(NamedTuple):
       names: of its columns.
       values: float32 ``[rows, columns]``; NaN where nothing was joined.
       categories: column -> names of its categories.
-      dated: whether its times are dates; None where it has no time.
     """
 
     names: tuple[str, ...]
@@ -52,6 +52,7 @@ def join_link(
     *,
     dated: bool,
     columns: Sequence[str] | None = None,
+    strict: bool = True,
 ) -> Linked:
     """Joins a linked table to the rows of the main one.
 
@@ -63,19 +64,23 @@ def join_link(
       dated: whether these times are dates.
       columns: the columns of a "rest", as an earlier table had them; None to take
         what is there.
+      strict: whether the table is to be trained on; otherwise columns other than keys
+        and time may be lacking, with a warning: they are not observed.
 
     Raises:
       DataError: if the linked table cannot be used, or has two rows for one key and
         no time.
     """
     source = open_table(link.path, delimiter=link.delimiter)
-    names = _columns(source, link, columns)
+    names = _columns(source, link, columns, strict=strict)
     here = list(link.keys.values())
     text = [*here, *link.categorical]
     if link.time_format is not None and link.time is not None:
         text.append(link.time)
     wanted = [*here, *([link.time] if link.time else []), *names]
-    frame = source.read(list(dict.fromkeys(wanted)), list(dict.fromkeys(text)))
+    held = [name for name in dict.fromkeys(wanted) if name in source.columns]
+    frame = source.read(held, [name for name in held if name in text])
+    warn_of_absent_columns({link.modality: names}, source.columns, source=source.name)
     place = Place(source.name, source.locate)
     values, categories = _values(frame, names, link, place)
     main, other = _match_keys(keys, [frame[key] for key in here])
@@ -97,10 +102,11 @@ def join_link(
 
 
 def _columns(
-    source: Source, link: Link, columns: Sequence[str] | None
+    source: Source, link: Link, columns: Sequence[str] | None, *, strict: bool
 ) -> tuple[str, ...]:
     roles = [*link.keys.values(), *([link.time] if link.time else [])]
-    require_columns(source, [*roles, *link.drop, *link.categorical])
+    named = [*link.drop, *link.categorical] if strict else []
+    require_columns(source, [*roles, *named])
     if link.columns != REST:
         names = tuple(link.columns)
     elif columns is not None:
@@ -109,7 +115,7 @@ def _columns(
         names = tuple(
             name for name in source.columns if name not in {*roles, *link.drop}
         )
-    require_columns(source, names)
+    require_columns(source, names if strict else ())
     if not names:
         raise DataError(
             f"{link.path}: no column is left for modality {link.modality!r}; columns: "
@@ -121,10 +127,13 @@ def _columns(
 def _values(
     frame: pd.DataFrame, names: Sequence[str], link: Link, place: Place
 ) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
-    values = np.empty((len(frame), len(names)), np.float32)
+    values = np.full((len(frame), len(names)), np.nan, np.float32)
     categories = {}
     for position, name in enumerate(names):
-        if name in link.categorical:
+        if name not in frame:
+            if name in link.categorical:
+                categories[name] = ()
+        elif name in link.categorical:
             values[:, position], categories[name] = read_categories(frame[name])
         else:
             numbers = read_numbers(

@@ -1,20 +1,34 @@
 """What a file holds, whether or not a detector could be trained on it."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from fedjax_health.data.schema import DataError, Dataset
 
+# Modality name -> its columns, as a training had them.
+FeatureNames = Mapping[str, Sequence[str]]
+
 
 class Loaded(NamedTuple):
-    """Rows with or without labels.
+    """Rows of which all, some or none have labels.
 
     Attributes:
-      dataset: the rows; their labels are all 0 where there are none.
-      has_labels: whether the labels mean anything.
+      dataset: the rows; a label that is not known is 0.
+      known: bool ``[rows]``, whose labels are known; in an entity that has one label,
+        all of its rows or none.
+      absent: modalities that are not in the data and were filled in as not observed.
     """
 
     dataset: Dataset
-    has_labels: bool
+    known: np.ndarray
+    absent: tuple[str, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any label means anything."""
+        return bool(self.known.any())
 
 
 def trainable(loaded: Loaded, source: str) -> Dataset:
@@ -27,8 +41,8 @@ def trainable(loaded: Loaded, source: str) -> Dataset:
     Raises:
       DataError: without labels, or with labels of one class.
     """
-    dataset, has_labels = loaded
-    if not has_labels:
+    dataset = loaded.dataset
+    if not loaded.has_labels:
         raise DataError(f"{source} has no labels; a detector needs them to be trained")
     if dataset.label.min() == dataset.label.max():
         kind = "positive" if dataset.label[0] else "negative"

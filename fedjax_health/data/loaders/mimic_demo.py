@@ -8,7 +8,8 @@ are Parquet files inside the package, which is not imported for them.
 
 import importlib.util
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedjax_health.data.loaders.cells import (
 from fedjax_health.data.loaders.gridding import (
     Aggregate,
     clear_implausible,
+    count_bins,
     grid_observations,
     implausible,
 )
@@ -38,7 +40,7 @@ from fedjax_health.data.loaders.reading import (
 )
 from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
 from fedjax_health.data.loaders.units import warn_of_unit_changes
-from fedjax_health.data.schema import DataError, Dataset
+from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
 # Smallest and largest value that can be true; what lies outside is not observed (a mean
 # pressure of 801, a temperature of 99 degrees, a weight of 0).
@@ -143,7 +145,8 @@ def load_mimic_demo(
 
     Returns:
       One entity per hospital stay, death in hospital as the label, the first ICU as
-      the client; stays of one person share ``patient``.
+      the client; stays of one person share ``patient``. A stay whose outcome is missing
+      counts as survived, with a warning.
 
     Raises:
       DataError: if the tables cannot be found or used.
@@ -162,6 +165,9 @@ def read_mimic_demo(
 ) -> Loaded:
     """Loads stays to score, with or without outcomes; see ``load_mimic_demo``.
 
+    A stay without an outcome has no label. Tables of vitals, labs and patients may be
+    absent: what they hold is not observed.
+
     Raises:
       DataError: if the tables cannot be found or used.
     """
@@ -177,12 +183,7 @@ def _load(
     *,
     labelled: bool,
 ) -> Loaded:
-    length = hours * 60 / bin_minutes if bin_minutes > 0 else 0.5
-    if not length >= 1 or length != int(length):
-        raise DataError(
-            f"hours is {hours} and bin_minutes {bin_minutes}; give minutes that divide "
-            "the hours"
-        )
+    length = count_bins(hours, bin_minutes)
     for name in modalities:
         if name not in MODALITIES:
             raise DataError(f"modality {name!r} is unknown; {', '.join(MODALITIES)}")
@@ -194,14 +195,16 @@ def _load(
     wanted = (_STAY, _PATIENT, _LABEL, "age_at_admission", STATIC_CATEGORIES[0])
     frame, place = _read(folder, "hospitalization", wanted, labelled=labelled)
     frame = _once(frame, _STAY, place)
-    frame = frame[frame[_STAY].isin(list(units))].reset_index(drop=True)
+    rows = np.flatnonzero(frame[_STAY].isin(list(units)))
+    frame = frame.iloc[rows].reset_index(drop=True)
+    place = Place(place.source, lambda row: f"row {rows[row] + 1}")
     if frame.empty:
         raise DataError(f"{folder}: no hospital stay has a time in an ICU")
     stays = frame[_STAY].tolist()
     built: dict[str, Series | Static] = {}
     for name in modalities:
         if name == "static":
-            built[name] = _static(folder, frame)
+            built[name] = _static(folder, frame, place, labelled=labelled)
             continue
         start = np.asarray([units[stay][0] for stay in stays])
         built[name] = _series(
@@ -209,23 +212,23 @@ def _load(
             name,
             stays,
             start,
-            length=int(length),
+            length=length,
             bin_seconds=60 * bin_minutes,
             aggregate=aggregate,
+            labelled=labelled,
         )
-    label, has_labels = _labels(frame)
-    dataset = stays_dataset(
+    loaded = stays_dataset(
         built,
         stay=stays,
         client=[units[stay][1] for stay in stays],
-        label=label,
+        label=_labels(frame, place.source, labelled=labelled),
         positive="death in hospital",
         bin_seconds=60 * bin_minutes,
         patient=frame[_PATIENT].tolist(),
     )
-    warn_of_empty_columns(dataset, source=str(folder), strict=labelled)
-    warn_of_unit_changes(dataset, source=str(folder), in_time=False)
-    return Loaded(dataset, has_labels)
+    warn_of_empty_columns(loaded.dataset, source=str(folder), strict=labelled)
+    warn_of_unit_changes(loaded.dataset, source=str(folder), in_time=False)
+    return loaded
 
 
 def _read(
@@ -243,6 +246,18 @@ def _read(
     for name in text:
         frame[name] = as_texts(frame[name])
     return frame, Place(source.name, source.locate)
+
+
+def _is_there(folder: Path, table: str, *, labelled: bool) -> bool:
+    """Returns whether a table is to be read: to score stays, it may be absent."""
+    if labelled or find_table(folder, f"clif_{table}") is not None:
+        return True
+    warnings.warn(
+        f"{folder} holds no table clif_{table}; what it would hold is not observed",
+        DataWarning,
+        stacklevel=5,
+    )
+    return False
 
 
 def _once(frame: pd.DataFrame, key: str, place: Place) -> pd.DataFrame:
@@ -279,10 +294,14 @@ def _series(
     length: int,
     bin_seconds: float,
     aggregate: Aggregate,
+    labelled: bool,
 ) -> Series:
     table, category, cell, when = _SERIES[modality]
     ranges = VITAL_RANGES if modality == "vitals" else LAB_RANGES
     variables = tuple(ranges)
+    if not _is_there(folder, table, labelled=labelled):
+        shape = (len(stays), length, len(variables))
+        return Series(variables, np.full(shape, np.nan, np.float32))
     frame, place = _read(folder, table, (_STAY, category, cell, when))
     row = {stay: position for position, stay in enumerate(stays)}
     column = {name: position for position, name in enumerate(variables)}
@@ -310,10 +329,16 @@ def _series(
     return Series(variables, grid)
 
 
-def _static(folder: Path, frame: pd.DataFrame) -> Static:
-    people, place = _read(folder, "patient", (_PATIENT, "sex_category"))
-    people = _once(people, _PATIENT, place).set_index(_PATIENT)["sex_category"]
-    sex = frame[_PATIENT].map(people).fillna("").rename("sex_category")
+def _static(
+    folder: Path, frame: pd.DataFrame, place: Place, *, labelled: bool
+) -> Static:
+    known: Mapping[str, str] = {}
+    if _is_there(folder, "patient", labelled=labelled):
+        people, where = _read(folder, "patient", (_PATIENT, "sex_category"))
+        people = _once(people, _PATIENT, where)
+        known = dict(zip(people[_PATIENT], people["sex_category"], strict=True))
+    sexes = [known.get(person, "") for person in frame[_PATIENT]]
+    sex = pd.Series(sexes, dtype="string", name="sex_category")
     numbers = read_numbers(frame["age_at_admission"], place, remedy="correct it")
     age = clear_implausible(numbers[:, None], tuple(STATIC_RANGES), STATIC_RANGES)
     categories: dict[str, tuple[str, ...]] = {}
@@ -325,10 +350,30 @@ def _static(folder: Path, frame: pd.DataFrame) -> Static:
     return Static(names, np.concatenate(parts, axis=1), categories)
 
 
-def _labels(frame: pd.DataFrame) -> tuple[np.ndarray, bool]:
-    """Returns (label [stays], whether there are any)."""
-    # Where a patient went is missing for many that left; a death never is.
-    none = np.zeros(len(frame), np.float32)
-    if _LABEL not in frame or all(is_missing(text) for text in frame[_LABEL]):
-        return none, False
-    return (frame[_LABEL] == "Expired").to_numpy(np.float32), True
+def _is_unknown(outcome: str) -> bool:
+    # Beside empty cells, the format's own words.
+    return is_missing(outcome) or outcome.casefold() in ("missing", "still admitted")
+
+
+def _labels(frame: pd.DataFrame, source: str, *, labelled: bool) -> np.ndarray:
+    """Returns float32 [stays] of 0 and 1, NaN where the outcome is not known.
+
+    Where a patient went is missing for many of the demo's that left, and a death never
+    is: to train, a stay without an outcome is one that was survived, which is said. Of
+    other data nothing of the kind is known.
+    """
+    if _LABEL not in frame:
+        return np.full(len(frame), np.nan, np.float32)
+    known = ~np.asarray([_is_unknown(text) for text in frame[_LABEL]])
+    label = (frame[_LABEL] == "Expired").to_numpy(np.float32)
+    if known.all():
+        return label
+    if not labelled or not known.any():
+        return np.where(known, label, np.float32(np.nan))
+    warnings.warn(
+        f"{source}: {int((~known).sum())} of {len(frame):,} stays have no {_LABEL} and "
+        "count as survived",
+        DataWarning,
+        stacklevel=4,
+    )
+    return label

@@ -24,6 +24,7 @@ from fedjax_health.data.loaders.cells import read_label, read_names
 from fedjax_health.data.loaders.gridding import (
     Aggregate,
     clear_implausible,
+    count_bins,
     grid_observations,
     implausible,
 )
@@ -171,11 +172,7 @@ def _load(
     *,
     labelled: bool,
 ) -> Loaded:
-    length = HOURS * 60 / bin_minutes if bin_minutes > 0 else 0.5
-    if length != int(length):
-        raise DataError(
-            f"bin_minutes is {bin_minutes}; give minutes that divide {HOURS} hours"
-        )
+    length = count_bins(HOURS, bin_minutes)
     for name in modalities:
         if name not in ("series", "static"):
             raise DataError(f'modality {name!r} is unknown; "series" or "static"')
@@ -204,7 +201,7 @@ def _load(
                 value[known],
                 num_entities=num_stays,
                 num_variables=len(SERIES),
-                length=int(length),
+                length=length,
                 bin_seconds=60 * bin_minutes,
                 aggregate=aggregate,
             )
@@ -214,10 +211,10 @@ def _load(
             facts = np.stack([descriptors[fact] for fact in STATIC], axis=1)
             facts = clear_implausible(facts, STATIC, STATIC_RANGES)
             built[name] = Static(STATIC, facts.astype(np.float32))
-    label = np.zeros(num_stays, np.float32)
+    label = np.full(num_stays, np.nan, np.float32)
     if results is not None:
-        label = _labels(results, ids, stays)
-    dataset = stays_dataset(
+        label = _labels(results, ids, stays, labelled=labelled)
+    loaded = stays_dataset(
         built,
         stay=ids,
         client=clients,
@@ -225,9 +222,9 @@ def _load(
         positive="death in hospital",
         bin_seconds=60 * bin_minutes,
     )
-    warn_of_empty_columns(dataset, source=str(stays), strict=labelled)
-    warn_of_unit_changes(dataset, source=str(stays), in_time=False)
-    return Loaded(dataset, results is not None)
+    warn_of_empty_columns(loaded.dataset, source=str(stays), strict=labelled)
+    warn_of_unit_changes(loaded.dataset, source=str(stays), in_time=False)
+    return loaded
 
 
 def find_files(
@@ -517,14 +514,19 @@ def _clients(types: np.ndarray, ids: list[str], stays: Path) -> list[str]:
     return [UNITS[int(number)] for number in types]
 
 
-def _labels(results: Path, ids: list[str], stays: Path) -> np.ndarray:
-    """Returns the outcome of each stay; there must be one for one."""
+def _labels(
+    results: Path, ids: list[str], stays: Path, *, labelled: bool
+) -> np.ndarray:
+    """Returns the outcome of each stay, NaN for an unknown one.
+
+    To train, there must be one for one.
+    """
     columns = ("RecordID", "In-hospital_death")
     source = open_table(results)
     require_columns(source, columns)
     frame = source.read(columns, columns)
     place = Place(source.name, source.locate)
-    death = read_label(frame[columns[1]], place)
+    death = read_label(frame[columns[1]], place, unknown=not labelled)
     codes, names = read_names(frame[columns[0]], place)
     counts = np.bincount(codes)
     if counts.max() > 1:
@@ -536,7 +538,7 @@ def _labels(results: Path, ids: list[str], stays: Path) -> np.ndarray:
         (names, set(ids), f"{stays} has no stay for the outcome of"),
     ):
         missing = [name for name in first if name not in second]
-        if missing:
+        if missing and labelled:
             more = f" and of {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(f"{problem} {missing[0]}{more}; the two belong together")
-    return np.asarray([outcome[name] for name in ids], np.float32)
+    return np.asarray([outcome.get(name, np.nan) for name in ids], np.float32)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_health.data.loaders.cells import index_names
+from fedjax_health.data.loaders.loaded import Loaded
 from fedjax_health.data.schema import DataError, Dataset
 
 
@@ -44,8 +45,8 @@ def stays_dataset(
     positive: str,
     bin_seconds: float,
     patient: Sequence[str] | None = None,
-) -> Dataset:
-    """Returns stays as a dataset, sorted by client and name.
+) -> Loaded:
+    """Returns stays as a dataset, sorted by client and name, and whose label is known.
 
     With a series every stay is an entity of as many rows as the grid has bins, and the
     label belongs to the entity; what holds for the stay is repeated in its rows.
@@ -57,7 +58,7 @@ def stays_dataset(
       modalities: name -> its values.
       stay: ``[stays]`` names, all different.
       client: ``[stays]`` name of the client.
-      label: ``[stays]`` of 0 and 1.
+      label: ``[stays]`` of 0 and 1, NaN for an unknown one.
       positive: what a positive label stands for.
       bin_seconds: width of a bin of the series.
       patient: ``[stays]`` name of the person; None where every stay is another one.
@@ -82,7 +83,9 @@ def stays_dataset(
         else:
             features[name] = np.repeat(values, length, axis=0)
     label = np.repeat(label[order].astype(np.float32), length)
-    return Dataset(
+    known = ~np.isnan(label)
+    label = np.where(known, label, np.float32(0))
+    dataset = Dataset(
         features={n: np.ascontiguousarray(v, np.float32) for n, v in features.items()},
         feature_names={name: tuple(m.names) for name, m in modalities.items()},
         label=label,
@@ -108,3 +111,4 @@ def stays_dataset(
         entity_names=entity_names,
         step_seconds=float(bin_seconds) if lengths else None,
     )
+    return Loaded(dataset, known)

@@ -7,7 +7,7 @@ one line that names the place in the file and what to do.
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,7 @@ from fedjax_health.data.loaders.absent import (
 )
 from fedjax_health.data.loaders.cells import (
     as_float32,
-    distinct,
     index_names,
-    is_missing,
     read_attack,
     read_categories,
     read_label,
@@ -32,7 +30,7 @@ from fedjax_health.data.loaders.cells import (
     refuse_one_class,
 )
 from fedjax_health.data.loaders.links import join_link
-from fedjax_health.data.loaders.loaded import Loaded
+from fedjax_health.data.loaders.loaded import FeatureNames, Loaded
 from fedjax_health.data.loaders.reading import (
     ENDINGS,
     Place,
@@ -52,7 +50,12 @@ from fedjax_health.data.loaders.roles import (
     named_columns,
 )
 from fedjax_health.data.loaders.units import warn_of_unit_changes
-from fedjax_health.data.schema import DataError, Dataset, segment_ids
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    segment_ids,
+    segment_starts,
+)
 
 __all__ = [
     "ColumnRoles",
@@ -63,7 +66,8 @@ __all__ = [
     "read_table",
 ]
 
-FeatureNames = Mapping[str, Sequence[str]]
+# The name of the only client of data that names none.
+ONLY_CLIENT = "all"
 
 
 class _Table(NamedTuple):
@@ -102,7 +106,7 @@ def load_table(path: str | os.PathLike[str], roles: ColumnRoles) -> Dataset:
     Raises:
       DataError: if a file cannot be read or does not fit the roles.
     """
-    return _load(path, roles, None, strict=True).dataset
+    return _load(path, roles, None, (), strict=True).dataset
 
 
 def read_table(
@@ -110,23 +114,27 @@ def read_table(
     roles: ColumnRoles,
     *,
     feature_names: FeatureNames | None = None,
+    client_names: Sequence[str] = (),
 ) -> Loaded:
     """Loads rows to score with a detector that was trained on others.
 
-    As ``load_table``, but the label column may be absent or empty or hold one class,
-    the columns of ``drop`` and of the attack type may be absent, and a column of a
-    modality with missing values that the file lacks counts as not observed.
+    As ``load_table``, but the label column may be absent, empty in some rows or in all,
+    or hold one class; the columns of ``drop`` and of the attack type may be absent, and
+    a column of a modality or linked table whose values may be missing counts as not
+    observed where it is lacking.
 
     Args:
       path: as in ``load_table``.
       roles: what the columns meant in training.
       feature_names: modality name -> its columns in training, which a "rest" then
         stands for; what else the file has is not used.
+      client_names: the clients of the training. Where no column names the client and
+        files were clients then, a file alone is named after itself too.
 
     Raises:
       DataError: if a file cannot be read or does not fit the roles.
     """
-    return _load(path, roles, feature_names, strict=False)
+    return _load(path, roles, feature_names, client_names, strict=False)
 
 
 def dataset_from_frame(
@@ -146,10 +154,9 @@ def dataset_from_frame(
     refuse_duplicates(columns, source=source)
     frame = frame.set_axis(columns, axis="columns").reset_index(drop=True)
     modalities = _resolve(columns, roles, None, source=source, strict=True)
-    table = _Table(
-        _columns(frame), len(frame), Place(source, record_number), None, ("all",)
-    )
-    return _build(table, roles, modalities, None, strict=True).dataset
+    place = Place(source, record_number)
+    table = _Table(_columns(frame), len(frame), place, None, (ONLY_CLIENT,))
+    return _build(table, roles, modalities, None, (), strict=True).dataset
 
 
 def find_tables(path: str | os.PathLike[str], roles: ColumnRoles) -> tuple[Path, ...]:
@@ -203,6 +210,7 @@ def _load(
     path: str | os.PathLike[str],
     roles: ColumnRoles,
     feature_names: FeatureNames | None,
+    client_names: Sequence[str],
     *,
     strict: bool,
 ) -> Loaded:
@@ -223,7 +231,7 @@ def _load(
                 f"{shorten(sorted(own ^ first))}"
             )
     table = _read(path, files, sources, roles, found[0])
-    return _build(table, roles, found[0], feature_names, strict=strict)
+    return _build(table, roles, found[0], feature_names, client_names, strict=strict)
 
 
 def _read(
@@ -345,14 +353,15 @@ def _build(
     roles: ColumnRoles,
     modalities: dict[str, tuple[str, ...]],
     feature_names: FeatureNames | None,
+    trained: Sequence[str],
     *,
     strict: bool,
 ) -> Loaded:
     place, num_rows = table.place, table.num_rows
     if num_rows == 0:
         raise DataError(f"{place.source} has no rows")
-    label, attack, attack_names, has_labels = _labels(table, roles, strict=strict)
-    client, client_names = _clients(table, roles)
+    label, known, attack, attack_names = _labels(table, roles, strict=strict)
+    client, client_names = _clients(table, roles, trained)
     entity, entity_names = _entities(table, roles)
     time, dated = np.arange(num_rows, dtype=np.float64), False
     if roles.time is not None:
@@ -373,6 +382,7 @@ def _build(
             time if roles.time is not None else None,
             dated=dated,
             columns=None if feature_names is None else feature_names.get(link.modality),
+            strict=strict,
         )
         features[link.modality] = linked.values
         names[link.modality] = linked.names
@@ -401,43 +411,66 @@ def _build(
     )
     if roles.step_seconds is None and dated:
         dataset = dataset._replace(step_seconds=_median_step(dataset))
+    known = known[order]
     if roles.target == "entity":
+        dataset, known = _spread(dataset, known)
         _refuse_mixed(dataset, place.source)
     warn_of_empty_columns(dataset, source=place.source, strict=strict)
     warn_of_absent_columns(modalities, table.columns, source=place.source)
     warn_of_unit_changes(dataset, source=place.source)
-    return Loaded(dataset, has_labels)
+    return Loaded(dataset, known)
 
 
 def _labels(
     table: _Table, roles: ColumnRoles, *, strict: bool
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], bool]:
-    """Returns (label, attack, names of the attacks, whether there are labels)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Returns (label, whether it is known, attack, names of the attacks)."""
+    label = np.full(table.num_rows, np.nan, np.float32)
     series = table.columns.get(roles.label)
-    if series is None or (not strict and _is_empty(series)):
-        none = np.zeros(table.num_rows, np.float32)
-        return none, none.astype(np.int32), ("normal", "attack"), False
-    label = read_label(series, table.place, positive=roles.positive)
-    if strict:
-        refuse_one_class(label, series, table.place.source)
-    if roles.attack is None or roles.attack not in table.columns:
-        return label, label.astype(np.int32), ("normal", "attack"), True
-    attack, names = read_attack(
-        table.columns[roles.attack], label, table.place, normal=roles.normal
+    if series is not None:
+        label = read_label(
+            series, table.place, positive=roles.positive, unknown=not strict
+        )
+        if strict:
+            refuse_one_class(label, series, table.place.source)
+    known = ~np.isnan(label)
+    attack, names = np.where(known, label, 0).astype(np.int32), ("normal", "attack")
+    if roles.attack is not None and roles.attack in table.columns:
+        attack, names = read_attack(
+            table.columns[roles.attack], label, table.place, normal=roles.normal
+        )
+    return np.where(known, label, np.float32(0)), known, attack, names
+
+
+def _spread(dataset: Dataset, known: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """Gives rows without a label that of their entity, where another row has it."""
+    if known.all() or not known.any():
+        return dataset, known
+    starts, segment = segment_starts(dataset), segment_ids(dataset)
+
+    def of_entity(values: np.ndarray) -> np.ndarray:
+        # What is unknown is 0.
+        return np.where(known, values, np.maximum.reduceat(values, starts)[segment])
+
+    dataset = dataset._replace(
+        label=of_entity(dataset.label), attack=of_entity(dataset.attack)
     )
-    return label, attack, names, True
+    return dataset, np.logical_or.reduceat(known, starts)[segment]
 
 
-def _is_empty(series: pd.Series) -> bool:
-    return all(is_missing(text) for text in distinct(series)[1])
-
-
-def _clients(table: _Table, roles: ColumnRoles) -> tuple[np.ndarray, tuple[str, ...]]:
+def _clients(
+    table: _Table, roles: ColumnRoles, trained: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
     if roles.client is not None:
         codes, names = read_names(table.columns[roles.client], table.place)
         return codes.astype(np.int32), names
-    if table.file is None or roles.files == "rows":
-        return np.zeros(table.num_rows, np.int32), ("all",)
+    only = (np.zeros(table.num_rows, np.int32), (ONLY_CLIENT,))
+    if roles.files == "rows":
+        return only
+    if table.file is None:
+        # In training, one file is one client; later, one of the files of then may come.
+        files_were_clients = tuple(trained) not in ((), (ONLY_CLIENT,))
+        return (only[0], table.stems) if files_were_clients else only
     names, codes = index_names(table.stems)
     return codes[table.file].astype(np.int32), names
 

@@ -70,12 +70,12 @@ _PREFIX = "Train_Test_IoT_"
 
 
 class _Device(NamedTuple):
-    """Rows of one file; ``label`` is None where it has none."""
+    """Rows of one file; ``label`` is NaN where it is not known."""
 
     name: str
     columns: dict[str, np.ndarray]
     categories: dict[str, tuple[str, ...]]
-    label: np.ndarray | None
+    label: np.ndarray
     attack: np.ndarray
     attack_names: tuple[str, ...]
     repeated: int
@@ -152,9 +152,6 @@ def _load(
         _read(file, drop_duplicates=drop_duplicates, labelled=labelled)
         for file in files(path)
     ]
-    unlabelled = [device.name for device in devices if device.label is None]
-    if 0 < len(unlabelled) < len(devices):
-        raise DataError(f"{path}: {unlabelled[0]} has no labels and others have")
     _say_repeated(devices, str(path))
     client_names, client = index_names([device.name for device in devices])
     if len(client_names) < len(devices):
@@ -173,7 +170,7 @@ def _load(
     sizes = [len(device.attack) for device in devices]
     values = np.full((sum(sizes), len(names)), np.nan, np.float32)
     attack = np.zeros(sum(sizes), np.int32)
-    label = np.zeros(sum(sizes), np.float32)
+    label = np.full(sum(sizes), np.nan, np.float32)
     start = 0
     for device, size in zip(devices, sizes, strict=True):
         rows = slice(start, start + size)
@@ -182,12 +179,13 @@ def _load(
                 values[rows, position] = _column(device, name, categories)
         place = np.asarray([attack_names.index(n) for n in device.attack_names])
         attack[rows] = place[device.attack]
-        label[rows] = 0 if device.label is None else device.label
+        label[rows] = device.label
         start += size
+    known = ~np.isnan(label)
     dataset = Dataset(
         features={"telemetry": values},
         feature_names={"telemetry": names},
-        label=label,
+        label=np.where(known, label, np.float32(0)),
         attack=attack,
         attack_names=attack_names,
         client=np.repeat(np.arange(len(devices), dtype=np.int32), sizes),
@@ -197,7 +195,7 @@ def _load(
         masked=frozenset({"telemetry"}),
         categories={"telemetry": categories} if categories else {},
     )
-    return Loaded(dataset, not unlabelled)
+    return Loaded(dataset, known)
 
 
 def _read(file: Path, *, drop_duplicates: bool, labelled: bool) -> _Device:
@@ -211,11 +209,12 @@ def _read(file: Path, *, drop_duplicates: bool, labelled: bool) -> _Device:
     repeated = len(frame) - len(rows)
     frame = frame.iloc[rows]
     place = Place(source.name, lambda row: source.locate(int(rows[row])))
-    label = None
+    label = np.full(len(frame), np.nan, np.float32)
     attack, attack_names = np.zeros(len(frame), np.int32), ("normal",)
-    if _LABEL in frame and (labelled or not _is_empty(frame[_LABEL])):
-        label = read_label(frame[_LABEL], place)
-        attack, attack_names = label.astype(np.int32), ("normal", "attack")
+    if _LABEL in frame:
+        label = read_label(frame[_LABEL], place, unknown=not labelled)
+    if not np.isnan(label).all():
+        attack, attack_names = (label == 1).astype(np.int32), ("normal", "attack")
         if _TYPE in frame:
             attack, attack_names = read_attack(
                 frame[_TYPE], label, place, normal="normal"
@@ -232,10 +231,6 @@ def _read(file: Path, *, drop_duplicates: bool, labelled: bool) -> _Device:
         raise DataError(f"{file} has no column of telemetry")
     name = file.name.split(".")[0].removeprefix(_PREFIX)
     return _Device(name, columns, categories, label, attack, attack_names, repeated)
-
-
-def _is_empty(series: pd.Series) -> bool:
-    return all(is_missing(text) for text in distinct(series)[1])
 
 
 def _is_numeric(series: pd.Series) -> bool:
