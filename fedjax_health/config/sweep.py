@@ -394,5 +394,9 @@ def _quiet(config: Config) -> Config:
     if config.malicious:
         return config
     return msgspec.structs.replace(
-        config, attack=None, data_attack=None, attackers=Attackers()
+        config,
+        attack=None,
+        data_attack=None,
+        attackers=Attackers(),
+        assumed_malicious=config.assumed_malicious or 0.0,
     )

@@ -9,6 +9,7 @@ import json
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 
@@ -20,14 +21,20 @@ from fedjax_health.data.sampling import build_cohort_fn
 from fedjax_health.data.schema import examples_of
 from fedjax_health.data.store import to_examples
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
-from fedjax_health.evaluate.scoring import build_part_reader
+from fedjax_health.evaluate.scoring import Weights, build_part_reader
 from fedjax_health.metrics import host
 from fedjax_health.metrics.summary import (
     choose_thresholds,
     evaluate_scores,
     measure_scores,
 )
-from fedjax_health.training.result import have_streams, scored, scoring_view
+from fedjax_health.training.result import (
+    backdoor_rates,
+    have_streams,
+    named_rates,
+    scored,
+    scoring_view,
+)
 from fedjax_health.training.run import initial_state
 from fedjax_health.training.setup import Run
 
@@ -80,6 +87,18 @@ class Scores(NamedTuple):
     round: int
     validation: np.ndarray
     test: np.ndarray
+
+
+class Found(NamedTuple):
+    """A model that was reached.
+
+    Attributes:
+      scores: what it says.
+      weights: the model; None where it is lost to numbers that are not finite.
+    """
+
+    scores: Scores
+    weights: Weights | None
 
 
 class Bench:
@@ -153,7 +172,8 @@ class Bench:
         }
         metric = f"validation_{config.evaluation.metric}"
         curve: list[dict[str, Any]] = []
-        found: dict[str, Scores] = {}
+        found: dict[str, Found] = {}
+        mesh = build.build_mesh(config.devices)
         best = -np.inf
 
         def on_segment(state, metrics) -> bool:
@@ -172,9 +192,11 @@ class Bench:
                 row[f"{part}_auroc"] = host.auroc(values, label[part])
                 row[f"{part}_auprc"] = host.auprc(values, label[part])
             curve.append(row)
-            found["final"] = scores
+            # The state that a view looks into is donated to the next round.
+            kept = jax.tree.map(lambda x: jnp.array(x, copy=True), view)
+            found["final"] = Found(scores, kept)
             if row[metric] > best:
-                best, found["best"] = row[metric], scores
+                best, found["best"] = row[metric], found["final"]
             return False
 
         record: dict[str, Any] = {"status": "done", "reason": None}
@@ -200,19 +222,18 @@ class Bench:
         except NonFiniteLossError as error:
             record |= {"status": "diverged", "reason": str(error)}
             # It cannot tell one row from another any more.
-            found["final"] = Scores(
-                config.rounds,
-                *(
-                    np.full(len(label[p]), 0.5, np.float32)
-                    for p in ("validation", "test")
-                ),
-            )
+            constant = (np.full(len(x), 0.5, np.float32) for x in label.values())
+            found["final"] = Found(Scores(config.rounds, *constant), None)
             found.setdefault("best", found["final"])
         record["curve"] = curve
         record["malicious"] = int(built.malicious.sum())
         record["clients"] = len(built.malicious)
-        for name, scores in found.items():
-            record[name] = {"round": scores.round, **_figures(run, scores)}
+        for name, (scores, weights) in found.items():
+            figures = _figures(run, scores)
+            if weights is not None:
+                rates = backdoor_rates(run, weights, figures["test"]["threshold"], mesh)
+                figures["test"] |= {} if rates is None else named_rates(rates)
+            record[name] = {"round": scores.round, **figures}
         return record
 
 
@@ -263,4 +284,4 @@ def _attack_numbers(state) -> dict[str, float]:
     kept = state.attack["state"] if state.attack else ()
     if not isinstance(kept, dict):
         return {}
-    return {n: float(v) for n, v in kept.items() if jax.numpy.ndim(v) == 0}
+    return {n: float(v) for n, v in kept.items() if jnp.ndim(v) == 0}

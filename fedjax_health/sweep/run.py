@@ -192,6 +192,8 @@ def _go_on(
         record, seconds = measured.get("record", measured), measured.get("seconds", 0.0)
         line = {"cell": key, "record": record}
         records.append_jsonl(paths.cells, [line], durable=True)
+        # As it is read back, so that a sweep in one piece gives the same tables.
+        record = json.loads(records.canonical_json(record))
         records.append_jsonl(paths.timings, [{"cell": key, "seconds": seconds}])
         done[key] = record
         progress.on_cell(

@@ -17,6 +17,7 @@ from fedjax_health.data.schema import (
 from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import params_of_clients
 from fedjax_health.engine.average import averaged_params
+from fedjax_health.engine.plan import personal_leaves
 from fedjax_health.engine.score import Reading, reading
 from fedjax_health.evaluate.backdoor import attack_success
 from fedjax_health.evaluate.detector import DetectorFile, save_detector
@@ -84,7 +85,7 @@ def finish(
         seed=config.seed,
     )
     measured["oracle"] = _oracle(run, streams=streams)
-    backdoor = _backdoor(run, best, measured["threshold"], mesh)
+    backdoor = backdoor_rates(run, best.view, measured["threshold"], mesh)
     shown = {n: v for n, v in measured["metrics"].items() if v is not None}
     result: dict[str, Any] = {
         "metrics": shown,
@@ -102,7 +103,7 @@ def finish(
         result["oracle"] = measured["oracle"]
     if backdoor is not None:
         measured["backdoor"] = backdoor
-        result["details"] |= _success(backdoor)
+        result["details"] |= named_rates(backdoor)
     write_predictions(paths, parts.test, found[1], measured)
     records.write_json(paths.figures, measured)
     save_detector(paths, best.view, _about(run, measured, best, streams=streams))
@@ -140,10 +141,17 @@ def write_predictions(
     records.write_bytes(paths.predictions, parquet_bytes(frame))
 
 
-def _backdoor(
-    run: Run, best: Best, threshold: float, mesh: jax.sharding.Mesh | None
+def backdoor_rates(
+    run: Run, weights: Weights, threshold: float, mesh: jax.sharding.Mesh | None
 ) -> dict[str, Any] | None:
-    """Returns how often the trigger of a backdoor works; None where there is none."""
+    """Returns how often the trigger of a backdoor works; None where there is none.
+
+    Args:
+      run: what was trained.
+      weights: of the model that is measured.
+      threshold: probability from which an example is called an attack.
+      mesh: devices that share the work.
+    """
     parts = run.prepared.parts
     planted = build.trigger_of(run.config, input_names(parts.train))
     if planted is None:
@@ -151,7 +159,7 @@ def _backdoor(
     trigger, target = planted
     rates = attack_success(
         run.built.model,
-        best.view,
+        weights,
         parts.test,
         trigger=trigger,
         target=target,
@@ -163,8 +171,12 @@ def _backdoor(
     return {"target": target, **known}
 
 
-def _success(backdoor: dict[str, Any]) -> dict[str, float]:
-    """Returns the rates that have an answer, under names that stand alone."""
+def named_rates(backdoor: dict[str, Any]) -> dict[str, float]:
+    """Returns the rates that have an answer, under names that stand alone.
+
+    Args:
+      backdoor: from ``backdoor_rates``.
+    """
     names = {
         "attack_success": "attack_success",
         "without_trigger": "attack_success_without_trigger",
@@ -222,7 +234,22 @@ def _about(
         else alarm_threshold,
         false_alarm_rate=run.config.evaluation.false_alarm_rate,
         round=int(best.round),
+        took_part=_took_part(run, best.view),
     )
+
+
+def _took_part(run: Run, view: Weights) -> tuple[bool, ...]:
+    """Returns which clients' personal leaves have left their initial values."""
+    personal = run.built.plan.personal
+    if personal is None or view.own is None:
+        return ()
+    start = build.initial_params(run.config, run.built.model)
+    first = jax.tree.leaves(personal_leaves(personal, start))
+    moved = [
+        np.any(np.asarray(now) != np.asarray(then), axis=tuple(range(1, now.ndim)))
+        for now, then in zip(jax.tree.leaves(view.own), first, strict=True)
+    ]
+    return tuple(bool(client) for client in np.any(moved, axis=0))
 
 
 def _rounds_done(paths: RunFolder, planned: int) -> int:
