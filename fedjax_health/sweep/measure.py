@@ -166,10 +166,9 @@ class Bench:
 
     def _train(self, key: str, run: Run) -> dict[str, Any]:
         config, built, parts = run.config, run.built, run.prepared.parts
-        readers = [self._reader(key, run, part) for part in ("validation", "test")]
-        label = {
-            name: examples_of(getattr(parts, name)).label for name in parts._fields
-        }
+        names = ("validation", "test")
+        readers = [self._reader(key, run, name) for name in names]
+        label = {name: examples_of(getattr(parts, name)).label for name in names}
         metric = f"validation_{config.evaluation.metric}"
         curve: list[dict[str, Any]] = []
         found: dict[str, Found] = {}
@@ -180,14 +179,12 @@ class Bench:
             nonlocal best
             view, done = scoring_view(run, state), int(state.round)
             scores = Scores(done, *(reader(view) for reader in readers))
-            if not (
-                np.isfinite(scores.validation).all() and np.isfinite(scores.test).all()
-            ):
+            if not all(np.isfinite(values).all() for values in scores[1:]):
                 raise NonFiniteLossError(
                     f"round {done}: the model gives scores that are not finite"
                 )
             row: dict[str, Any] = {"round": done, "loss": float(metrics["loss"][-1])}
-            for part in ("validation", "test"):
+            for part in names:
                 values = getattr(scores, part)
                 row[f"{part}_auroc"] = host.auroc(values, label[part])
                 row[f"{part}_auprc"] = host.auprc(values, label[part])
