@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from fedjax_health import build, records
 from fedjax_health.build.sources import build_evaluation_dataset
 from fedjax_health.build.split import records_apart
 from fedjax_health.config import load
+from fedjax_health.core.files import TEMPORARY
 from fedjax_health.data.preprocess import (
     absent_modalities,
     apply_preprocessing,
@@ -34,7 +36,11 @@ from fedjax_health.evaluate.frame import parquet_bytes, score_frame, top_feature
 from fedjax_health.evaluate.scoring import Weights, build_part_reader
 from fedjax_health.metrics.figures import figures_at
 from fedjax_health.metrics.summary import Scored
-from fedjax_health.records import Progress, RunFolder
+from fedjax_health.records import Progress, RunFolder, RunFolderError
+
+SCORES = "scores.parquet"
+# What an evaluation has written before its result.
+_UNFINISHED = (SCORES, "config.toml", "figures.json")
 
 
 def evaluate(
@@ -56,12 +62,13 @@ def evaluate(
       folder: of the run.
       data: a file or folder of the kind that the run's configuration names.
       progress: told what happens.
-      out: folder to write to, absent or empty; by default one inside the run folder,
-        named after the data.
+      out: folder to write to, absent or empty, or left by an evaluation that was
+        killed; by default one inside the run folder, named after the data.
 
     Returns:
       Metrics where there are labels, counts, and the paths of what was written:
-      ``scores.parquet``, ``figures.json`` and ``result.json``.
+      ``scores.parquet``, ``figures.json`` and ``result.json``; in a folder of one's own
+      the run's ``config.toml`` too, which a report reads.
 
     Raises:
       RunFolderError: if the run is not finished or damaged, or ``out`` is in use.
@@ -71,7 +78,7 @@ def evaluate(
     config = load(str(paths.config))
     about = read_detector(paths)
     target = _output(paths, data, out)
-    records.check_unused(target)
+    _refuse_used(target)
 
     preprocessing = load_preprocessing(paths.preprocessing)
     with records.tell_warnings(progress, DataWarning):
@@ -118,6 +125,7 @@ def evaluate(
         "window": about.window,
         "mesh": mesh,
         "own_row": own_row,
+        "took_part": about.took_part,
     }
     found: Reading = build_part_reader(model, dataset, read=reading, **common)(weights)
     frame = score_frame(
@@ -160,18 +168,34 @@ def evaluate(
             "intervals": measured["intervals"],
             **result,
         }
-    return _write(target, frame, measured, result)
+    # Elsewhere than in the run's folder, a report would not find the configuration.
+    text = paths.config.read_bytes() if out is not None else None
+    return _write(target, frame, measured, result, config=text)
 
 
-def _write(target: Path, frame, measured, result: dict[str, Any]) -> dict[str, Any]:
-    records.require_free_space(target, frame.memory_usage(deep=True).sum() + (1 << 20))
+def _write(
+    target: Path,
+    frame: pd.DataFrame,
+    measured: dict[str, Any] | None,
+    result: dict[str, Any],
+    *,
+    config: bytes | None,
+) -> dict[str, Any]:
+    size = int(frame.memory_usage(deep=True).sum())
+    records.require_free_space(target, size + (1 << 20))
     target.mkdir(parents=True, exist_ok=True)
-    records.write_bytes(target / "scores.parquet", parquet_bytes(frame))
+    where = records.run_folder(target)
+    # Of an evaluation that was killed; they need not be replaced by others.
+    for leftover in (where.figures, where.config, *_temporary(target)):
+        leftover.unlink(missing_ok=True)
+    records.write_bytes(target / SCORES, parquet_bytes(frame))
+    if config is not None:
+        records.write_bytes(where.config, config)
     if measured is not None:
-        records.write_json(target / "figures.json", measured)
+        records.write_json(where.figures, measured)
     # Last: with it the evaluation is complete.
-    records.write_json(target / "result.json", result)
-    return {**result, "folder": str(target), "scores": str(target / "scores.parquet")}
+    records.write_json(where.result, result)
+    return {**result, "folder": str(target), "scores": str(target / SCORES)}
 
 
 def _measure(
@@ -247,10 +271,45 @@ def _output(
     name = Path(data).name.partition(".")[0] or "data"
     first = paths.evaluations / name
     folder, number = first, 1
-    while folder.exists() and any(folder.iterdir()):
+    while not _is_free(folder):
         number += 1
         folder = first.with_name(f"{name}-{number}")
     return folder
+
+
+def _is_free(folder: Path) -> bool:
+    """Returns whether a folder is absent, empty or left by a killed evaluation.
+
+    That writes its scores first and its result last.
+    """
+    if not folder.is_dir():
+        return not folder.exists()
+    found = set(folder.iterdir())
+    temporary = _temporary(folder)
+    own = {folder / name for name in _UNFINISHED}
+    begun = folder / SCORES in found or bool(temporary)
+    return not found or (begun and found - temporary <= own)
+
+
+def _temporary(folder: Path) -> set[Path]:
+    patterns = (f".{name}.*{TEMPORARY}" for name in _UNFINISHED)
+    return {file for pattern in patterns for file in folder.glob(pattern)}
+
+
+def _refuse_used(target: Path) -> None:
+    """Refuses a folder that holds anything but what a killed evaluation left.
+
+    Raises:
+      RunFolderError: with the way out.
+    """
+    if _is_free(target):
+        return
+    if (target / SCORES).is_file():
+        raise RunFolderError(
+            f"{target}: output folder in use: it holds an evaluation: empty it or name "
+            "another (--out FOLDER)"
+        )
+    records.check_unused(target)
 
 
 def _columns(layout) -> str:

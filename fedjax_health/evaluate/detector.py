@@ -42,6 +42,8 @@ class DetectorFile(NamedTuple):
         rate); that of detection where rows have no time.
       false_alarm_rate: the validation rate behind the alarm threshold.
       round: rounds that the parameters had been trained for.
+      took_part: for each client whether it was ever drawn, where a part of the model is
+        personal; empty where nothing is, or where that is not known.
     """
 
     layout: InputLayout
@@ -54,6 +56,7 @@ class DetectorFile(NamedTuple):
     alarm_threshold: float
     false_alarm_rate: float
     round: int
+    took_part: tuple[bool, ...] = ()
 
 
 def save_detector(paths: RunFolder, weights: Weights, about: DetectorFile) -> None:
@@ -104,8 +107,8 @@ def read_detector(paths: RunFolder) -> DetectorFile:
             raise ValueError("another format")
         values.pop("sha256")
         layout = tuple(_columns(columns) for columns in values.pop("layout"))
-        for name in ("client_names", "attack_names"):
-            values[name] = tuple(values[name])
+        for name in ("client_names", "attack_names", "took_part"):
+            values[name] = tuple(values.get(name, ()))
         return DetectorFile(layout=layout, **values)
     except _DAMAGE as error:
         raise RunFolderError(

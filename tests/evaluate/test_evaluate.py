@@ -100,7 +100,11 @@ def test_records_of_a_run_are_records_of_an_evaluation(trained, tmp_path):
     figures = records.read_json(run.paths.evaluations / "july" / "figures.json")
     assert figures["interval_unit"] == "records"
     assert result["intervals"].keys() == run.result["intervals"].keys()
-    assert not {"alarm", "segment"} & set(pd.read_parquet(result["scores"]))
+    scores = pd.read_parquet(result["scores"])
+    assert "segment" not in scores
+    assert result["alarms"] == scores[scores.alarm].shape[0] > 0
+    exact = scores.score.to_numpy(np.float64)
+    np.testing.assert_array_equal(scores.alarm, exact >= scores.threshold)
 
 
 def test_the_test_part_is_scored_as_the_run_scored_it(trained, tmp_path):
@@ -199,10 +203,47 @@ def test_an_unknown_client_takes_the_global_model_and_the_mean_of_what_is_person
     weights = Weights(params, own)
     assert weights_of_client(weights, 1)["head"] == 3.0
     assert weights_of_client(weights, -1)["head"] == 2.0
+    assert weights_of_client(weights, -1, took_part=(False, True))["head"] == 3.0
+    # Where the global model keeps the leaf's initial value, that is not used.
+    initial = weights._replace(params=params | {"head": jnp.array([9.0])})
+    assert weights_of_client(initial, 1)["head"] == 3.0
+    assert weights_of_client(initial, -1)["head"] == 2.0
     whole = Weights({"w": jnp.float32(5)}, {"w": jnp.array([1.0, 3.0])})
     assert weights_of_client(whole, 0)["w"] == 1.0
     assert weights_of_client(whole, -1)["w"] == 5.0
     assert trees.num_params(weights_of_client(weights, -1)) == 3
+
+
+def test_clients_that_were_never_drawn_are_no_part_of_the_mean(trained, tmp_path):
+    run = trained(
+        *("personal=head", "model.norm=false", "sampling.cohort_size=1"),
+        *("rounds=2", "evaluation.every=2"),
+    )
+    about = read_detector(run.paths)
+    saved = tiny.saved(run.config, run.paths)
+    weights, drawn = saved.best.view, np.array(about.took_part)
+    bias = np.asarray(jax.tree.leaves(weights.own)[0]).reshape(4, -1)
+    assert 1 <= drawn.sum() <= 2
+    assert len(np.unique(bias[~drawn], axis=0)) == 1
+    assert all((row != bias[~drawn][0]).any() for row in bias[drawn])
+    mean = weights_of_client(weights, -1, took_part=about.took_part)
+    whole = dict(zip(trees.path_names(mean), jax.tree.leaves(mean), strict=True))
+    for name, own in zip(
+        trees.path_names(weights.own), jax.tree.leaves(weights.own), strict=True
+    ):
+        want = np.asarray(own)[drawn].mean(axis=0)
+        np.testing.assert_allclose(whole[name], want, rtol=1e-6)
+    path = fresh(tmp_path / "new.csv", rename_site)
+    scores = pd.read_parquet(evaluate(run.paths.root, path, records.SILENT)["scores"])
+    loaded = build_evaluation_dataset(run.config, path).dataset
+    prepared = apply_preprocessing(load_preprocessing(run.paths.preprocessing), loaded)
+    store = from_dataset(prepared, window=about.window, pad=True)
+    model = build_model(run.config, about)
+    place = store.client_names.index("new ward")
+    first, end = (int(n) for n in store.offsets[place : place + 2])
+    want = build_scorer(model, store)(mean, first, end - first)
+    found = scores.score[scores.client == "new ward"]
+    np.testing.assert_allclose(found, want, atol=1e-6)
 
 
 # What is refused
@@ -230,6 +271,37 @@ def test_an_output_folder_in_use_is_refused(trained, tmp_path):
     path = fresh(tmp_path / "ward.csv")
     with pytest.raises(RunFolderError, match="output folder in use"):
         evaluate(trained().paths.root, path, records.SILENT, out=tmp_path / "out")
+
+
+def test_a_folder_of_a_killed_evaluation_is_used_again(trained, tmp_path):
+    run, out = trained(), tmp_path / "out"
+    path = fresh(tmp_path / "may.csv")
+    first = evaluate(run.paths.root, path, records.SILENT, out=out)
+    # What a report of the folder reads.
+    assert (out / "config.toml").read_bytes() == run.paths.config.read_bytes()
+    with pytest.raises(RunFolderError, match="it holds an evaluation: empty it"):
+        evaluate(run.paths.root, path, records.SILENT, out=out)
+    (out / "result.json").unlink()
+    (out / ".figures.json.17.tmp").write_text("{")
+    bare = fresh(tmp_path / "bare.csv", without_labels)
+    second = evaluate(run.paths.root, bare, records.SILENT, out=out)
+    assert second["rows"] == first["rows"]
+    names = {entry.name for entry in out.iterdir()}
+    assert names == {"scores.parquet", "config.toml", "result.json"}
+    (out / "result.json").unlink()
+    (out / "notes.txt").write_text("kept")
+    with pytest.raises(RunFolderError, match="output folder in use"):
+        evaluate(run.paths.root, path, records.SILENT, out=out)
+    assert (out / "notes.txt").read_text() == "kept"
+
+
+def test_a_configuration_alone_is_nothing_that_an_evaluation_left(trained, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.toml").write_text("seed = 3")
+    path = fresh(tmp_path / "ward.csv")
+    with pytest.raises(RunFolderError, match="output folder in use"):
+        evaluate(trained().paths.root, path, records.SILENT, out=tmp_path / "out")
+    assert (tmp_path / "out" / "config.toml").read_text() == "seed = 3"
 
 
 def test_a_damaged_model_is_refused(trained, tmp_path):
