@@ -111,7 +111,7 @@ def test_a_file_named_like_a_pattern_is_a_file(tmp_path):
 
 
 def test_categories(tmp_path):
-    text = "a,k,y\n1,10,0\n2, 9 ,1\n3,NA,0\n4,9,0\n"
+    text = "a,k,y\n1,10,0\n2, 9 ,1\n3,,0\n4,9,0\n"
     write(tmp_path, one=text)
     roles = ColumnRoles(label="y", categorical=("k",), allow_missing=True)
     data = load_table(tmp_path / "one.csv", roles)
@@ -282,6 +282,26 @@ def test_one_label_of_an_entity_is_that_of_all_its_rows(tmp_path):
     mixed = text.replace("r,6,,", "r,6,1,dos")
     with pytest.raises(DataError, match=r"entity 'r'.*changes"):
         read_table(write(tmp_path, one=mixed) / "one.csv", roles)
+
+
+def test_the_word_none_is_a_category_and_no_number(tmp_path):
+    words = ("none", "NA", "null", "nan", "N/A", "", "NULL")
+    text = "".join(f"{n},{word},{n % 2}\n" for n, word in enumerate(words))
+    write(tmp_path, one="a,k,y\n" + text)
+    roles = ColumnRoles(label="y", categorical=("k",), allow_missing=True)
+    data = load_table(tmp_path / "one.csv", roles)
+    check_dataset(data)
+    names = data.categories["features"]["k"]
+    assert set(names) == {*words} - {""}
+    codes = data.features["features"][:, 1]
+    assert ["" if np.isnan(c) else names[int(c)] for c in codes] == list(words)
+    complete = ColumnRoles(label="y", categorical=("k",))
+    with pytest.raises(DataError, match="line 7, column 'k': no value"):
+        load_table(tmp_path / "one.csv", complete)
+    numbers = ColumnRoles(label="y", allow_missing=True)
+    with pytest.warns(DataWarning, match="column 'k' of modality 'features'"):
+        data = load_table(tmp_path / "one.csv", numbers)
+    assert np.isnan(data.features["features"][:, 1]).all()
 
 
 def test_a_file_alone_has_the_name_that_it_had_among_others(tmp_path):

@@ -86,12 +86,14 @@ def read_names(series: pd.Series, place: Place) -> tuple[np.ndarray, tuple[str, 
 def read_categories(series: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a column of categories, of which a cell may have none.
 
+    Only an empty cell has none: "none" or "NA" may well be the name of a category.
+
     Returns:
       (float32 [rows] index into the names, NaN for none; sorted names).
     """
     codes, texts = distinct(series)
     texts = [_category(text) for text in texts]
-    names = sort_names(text for text in texts if not is_missing(text))
+    names = sort_names(text for text in texts if text)
     index = {name: float(position) for position, name in enumerate(names)}
     values = [index.get(text, np.nan) for text in texts]
     # Code -1, a null, picks the last.
