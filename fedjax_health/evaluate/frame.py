@@ -31,7 +31,8 @@ def score_frame(
       part: the rows that were scored.
       found: what the detector says of the examples of the part.
       threshold: the lowest probability that counts as detected.
-      alarm_threshold: the lowest one that gives alarm; None where rows have no time.
+      alarm_threshold: the lowest one that gives alarm; None where rows have no time,
+        and what is detected gives alarm.
       labelled: bool ``[examples]``, whose labels are known; None for all. The others
         have no value in the columns of the label and of the attack, which are left out
         where no label is known.
@@ -55,7 +56,9 @@ def score_frame(
     columns["detected"] = exact >= threshold
     if alarm_threshold is not None:
         columns["segment"] = segment_ids(examples)
-        columns["alarm"] = exact >= alarm_threshold
+    columns["alarm"] = exact >= (
+        threshold if alarm_threshold is None else alarm_threshold
+    )
     if found.shares is not None:
         for position, name in enumerate(part.features):
             columns[SHARE + name] = np.asarray(found.shares[:, position], np.float32)

@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
       attack_names: types of attack, the one of normal rows included.
       detected: bool ``[rows]``, score at or above the threshold of the best F1.
       alarm: bool ``[rows]``, score at or above the threshold for alarms in time;
-        None where rows do not follow each other in time.
+        None where rows do not follow each other in time (``read_folder`` sees to it).
       shares: modality -> float64 ``[rows]``, its share in the score.
       top_features: text ``[rows]``, what weighed most; None where unknown.
     """

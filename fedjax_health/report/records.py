@@ -84,7 +84,7 @@ def read_folder(root: str | os.PathLike[str]) -> View:
         raise RunFolderError(f"{root}: holds no run: result.json is missing")
     config = _config_of(paths.root)
     text = _optional(config, _read_text) or ""
-    return View(
+    view = View(
         name=clean(paths.root.resolve().name),
         kind="evaluation" if is_evaluation else "run",
         config=clean_tree(_parse_toml(config, text)),
@@ -99,6 +99,19 @@ def read_folder(root: str | os.PathLike[str]) -> View:
             scores if is_evaluation else paths.predictions, read_predictions
         ),
     )
+    return view if _may_have_streams(view) else _without_alarms(view)
+
+
+def _may_have_streams(view: View) -> bool:
+    known = view.figures is not None or view.kind == "evaluation"
+    return not known or value_of(view, "delay_threshold") is not None
+
+
+def _without_alarms(view: View) -> View:
+    # Records give alarm as well, but no alarm of theirs is early or late.
+    if view.predictions is None:
+        return view
+    return view._replace(predictions=view.predictions._replace(alarm=None))
 
 
 def value_of(view: View, name: str) -> float | None:

@@ -99,7 +99,7 @@ def predictions(*, labels=True, streams=True, names=NAMES, steps=40):
     frame = pd.concat(frames, ignore_index=True)
     if not labels:
         frame = frame.drop(columns=["label", "attack"])
-    return frame if streams else frame.drop(columns="alarm")
+    return frame if streams else frame.assign(alarm=frame["detected"])
 
 
 def figures(names=NAMES):

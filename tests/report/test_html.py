@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fedjax_health.report import write_report
+from fedjax_health.report.records import read_folder
 from tests.report import folder
 from tests.report.folder import no_pictures
 
@@ -201,6 +202,7 @@ def test_records_without_streams_have_no_delays(tmp_path):
         "Leak check",
     }
     text = text_of(paths)
+    assert read_folder(paths.root).predictions.alarm is None
     assert "Leak check: it was not run, or switched off." in text
     assert "Delay of alarms: rows do not follow each other in time" in text
     assert "10.5 in 1,000 normal rows" in text
