@@ -1,0 +1,217 @@
+"""The report of a sweep: its numbers against loops, and names that bite."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fedjax_health import records
+from fedjax_health.records import RunFolderError
+from fedjax_health.report import write_report
+from fedjax_health.report.sweep import summary
+from fedjax_health.report.sweep.read import read_sweep
+from tests.report.folder import SCRIPT
+
+DEFENCES = ("mean", f"median {SCRIPT}")
+SHARES = (0.0, 0.2)
+ATTACKS = ("no attack", "ipm", f"alie {SCRIPT}")
+SEEDS = (0, 1, 2)
+
+
+def table(seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s, m, d, a in itertools.product(SEEDS, SHARES, DEFENCES, ATTACKS):
+        for tuned in ("",) if d == "mean" else ("r=1", "r=2"):
+            rows.append(
+                {
+                    "seed": s,
+                    "malicious": m,
+                    "defence": d,
+                    "attack": a,
+                    "tuned": tuned,
+                    "status": "done",
+                    "reason": None,
+                    "final_auroc": rng.uniform(0.5, 1),
+                    "best_auroc": rng.uniform(0.5, 1),
+                    "final_attack_success": rng.uniform() if a == "ipm" else np.nan,
+                    "mean_detection_precision": rng.uniform(),
+                    "mean_detection_recall": rng.uniform(),
+                    "attack_strength": 1.5 if a.startswith("alie") else np.nan,
+                    "selected": tuned in ("", "r=2"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write(root, frame):
+    paths = records.create_sweep_folder(root)
+    paths.sweep.write_text(f"[axes]\nseed = [0]\n# {SCRIPT}\n")
+    frame.to_parquet(paths.results, index=False)
+    curves = pd.concat(
+        [
+            frame[["seed", "malicious", "defence", "attack", "tuned"]].assign(
+                round=r, loss=1.0 / r, test_auroc=0.5 + r / 100
+            )
+            for r in (5, 10)
+        ]
+    )
+    curves.to_parquet(paths.curves, index=False)
+    axes = [
+        {"name": "seed", "values": SEEDS},
+        {"name": "malicious", "values": SHARES},
+        {"name": "defence", "values": DEFENCES},
+        {"name": "attack", "values": ATTACKS, "clean": ["no attack"]},
+    ]
+    records.write_json(paths.settings, {"axes": axes, "report": {"tolerance": 0.03}})
+    records.write_json(paths.environment, records.environment())
+    records.append_jsonl(paths.timings, [{"cell": "0", "seconds": 90.0}])
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "out", table())
+
+
+def test_cases_are_those_of_a_loop(folder):
+    frame = table()
+    found = {(c.row, c.column): c for c in summary.cases(read_sweep(folder))}
+    assert len(found) == len(DEFENCES) * len(SHARES)
+    for defence, share in itertools.product(DEFENCES, SHARES):
+        part = frame[
+            (frame.defence == defence) & (frame.malicious == share) & frame.selected
+        ]
+        finals, bests = {}, {}
+        for attack in ATTACKS:
+            here = part[part.attack == attack]
+            assert len(here) == 3
+            finals[attack] = here.final_auroc.mean()
+            bests[attack] = here.best_auroc.mean()
+        case = found[defence, f"{share:g}"]
+        worst = min(ATTACKS[1:], key=lambda a: finals[a])
+        assert case.worst == worst
+        assert case.final.value == pytest.approx(finals[worst])
+        assert case.best.value == pytest.approx(min(bests[a] for a in ATTACKS[1:]))
+        assert case.clean.value == pytest.approx(finals["no attack"])
+        assert case.loss == pytest.approx(finals["no attack"] - finals[worst])
+        assert case.missing == ()
+
+
+def test_the_verdict_is_the_best_worst_case(folder):
+    view = read_sweep(folder)
+    found = summary.cases(view)
+    for verdict in summary.verdicts(view, found):
+        here = [c for c in found if c.column == verdict.column]
+        assert verdict.best.final.value == max(c.final.value for c in here)
+        assert verdict.holds == (verdict.best.loss <= 0.03)
+        best_clean = max(c.clean.value for c in here)
+        assert verdict.cost == pytest.approx(best_clean - verdict.best.clean.value)
+
+
+def test_a_mean_has_the_interval_of_students_t():
+    values = [0.7, 0.75, 0.9, math.nan]
+    mean = summary.mean_of(values)
+    low, high = stats.t.interval(
+        0.95, 2, loc=np.mean(values[:3]), scale=stats.sem(values[:3])
+    )
+    assert mean.count == 3
+    assert (mean.low, mean.high) == pytest.approx((low, high))
+    assert math.isnan(summary.mean_of([0.5]).low)
+    assert math.isnan(summary.mean_of([math.nan]).value)
+
+
+def test_a_candidate_that_was_not_measured_everywhere_is_not_chosen(tmp_path):
+    frame = table()
+    missing = (
+        (frame.defence == "mean") & (frame.malicious == 0.2) & (frame.attack == "ipm")
+    )
+    frame.loc[missing, ["final_auroc", "best_auroc"]] = np.nan
+    frame.loc[missing, ["status", "reason"]] = ["refused", f"too few {SCRIPT}"]
+    frame.loc[frame.defence == "mean", "final_auroc"] += 1
+    view = read_sweep(write(tmp_path / "out", frame))
+    found = summary.cases(view)
+    case = next(c for c in found if (c.row, c.column) == ("mean", "0.2"))
+    assert case.missing == ("ipm",)
+    verdict = next(v for v in summary.verdicts(view, found) if v.column == "0.2")
+    assert verdict.best.row == DEFENCES[1]
+
+
+def test_the_page_says_what_to_choose_and_runs_nothing(folder):
+    result = write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "default-src &#39;none&#39;" in text
+    assert "Which one to choose" in text
+    assert result["sections"] == [
+        "choice",
+        "worst",
+        "attacks",
+        "curves",
+        "success",
+        "detection",
+        "settings",
+        "grid",
+        "versions",
+    ]
+    assert result["left_out"] == {"What failed": "nothing did."}
+    assert "r=2" in text
+    assert "1.500" in text
+    for picture in result["plots"]:
+        with open(picture, "rb") as file:
+            assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_equal_folders_give_equal_pages(tmp_path):
+    pages = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        folder = write(tmp_path / name / "out", table())
+        write_report(folder)
+        pages.append(records.sweep_folder(folder).report.read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_what_failed_is_told(tmp_path):
+    frame = table()
+    frame.loc[frame.defence == "mean", ["status", "reason"]] = [
+        "failed",
+        f"MemoryError: {SCRIPT}",
+    ]
+    frame.loc[frame.defence == "mean", "final_auroc"] = np.nan
+    folder = write(tmp_path / "out", frame)
+    assert "failures" in write_report(folder)["sections"]
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "MemoryError: &lt;script&gt;" in text
+    assert "Cells are missing" in text
+
+
+def test_a_sweep_without_attacks_or_repetitions_has_a_report_too(tmp_path):
+    frame = table()
+    frame = frame[(frame.seed == 0) & (frame.attack == "ipm") & (frame.malicious == 0)]
+    paths = records.create_sweep_folder(tmp_path / "out")
+    frame = frame[["defence", "tuned", "status", "reason", "final_auroc", "selected"]]
+    frame.to_parquet(paths.results, index=False)
+    frame[["defence", "tuned"]].assign(round=1).to_parquet(paths.curves, index=False)
+    paths.sweep.write_text("")
+    records.write_json(
+        paths.settings, {"axes": [{"name": "defence", "values": DEFENCES}]}
+    )
+    records.write_json(paths.environment, {})
+    result = write_report(tmp_path / "out")
+    assert result["sections"] == ["choice", "worst", "settings", "grid", "versions"]
+
+
+def test_an_unfinished_or_damaged_sweep_is_told(tmp_path, folder):
+    paths = records.create_sweep_folder(tmp_path / "new")
+    paths.sweep.write_text("")
+    with pytest.raises(RunFolderError, match="not finished"):
+        write_report(tmp_path / "new")
+    records.sweep_folder(folder).results.write_bytes(b"PAR1")
+    with pytest.raises(RunFolderError, match="a file is damaged"):
+        write_report(folder)
+    with pytest.raises(RunFolderError, match="no event files"):
+        write_report(folder, tensorboard=tmp_path / "events")
