@@ -1,5 +1,6 @@
 """Mimic: over-represent the honest client that stands out along one direction."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -60,29 +61,41 @@ def _unit(tree: Updates) -> Updates:
     return trees.scale(tree, jnp.where(norm > 0, 1.0 / norm, 0.0))
 
 
-def _forge(
-    stacked: Updates, malicious: jax.Array, state: State, context: AttackContext
-) -> tuple[Updates, State]:
-    honest = rows.visible("honest", malicious, context)
-    ids = rows.client_ids(malicious, context)
-    anyone = jnp.any(honest)
-    learning = anyone & (state.seen < state.warmup)
-    state = jax.lax.cond(
-        learning,
-        lambda held: _learn(stacked, honest, held, context.key),
-        lambda held: held,
-        state,
-    )
-    along = jnp.where(honest, rows.inner_products(stacked, state.direction), -jnp.inf)
-    known = honest & (ids == state.target)
-    fixed = ~learning & jnp.any(known)
-    row = jnp.where(fixed, jnp.argmax(known), jnp.argmax(along))
-    message = trees.take_row(stacked, row)
-    # The choice of the warm-up stands; a stand-in for an absent target does not.
-    settled = ~learning & (state.target >= 0)
-    target = jnp.where(anyone & ~settled, ids[row], state.target)
-    state = state._replace(seen=state.seen + anyone, target=target.astype(jnp.int32))
-    return rows.put(stacked, malicious & anyone, message), state
+@functools.cache
+def _forge(learns: bool):
+    """Returns ``forge``; without learning the expensive half is not compiled."""
+
+    def forge(
+        stacked: Updates, malicious: jax.Array, state: State, context: AttackContext
+    ) -> tuple[Updates, State]:
+        honest = rows.visible("honest", malicious, context)
+        ids = rows.client_ids(malicious, context)
+        anyone = jnp.any(honest)
+        if learns:
+            learning = anyone & (state.seen < state.warmup)
+            state = jax.lax.cond(
+                learning,
+                lambda held: _learn(stacked, honest, held, context.key),
+                lambda held: held,
+                state,
+            )
+            away = rows.inner_products(stacked, state.direction)
+        else:
+            learning = jnp.bool_(False)
+            away = jnp.zeros(honest.shape)
+        along = jnp.where(honest, away, -jnp.inf)
+        known = honest & (ids == state.target)
+        fixed = ~learning & jnp.any(known)
+        row = jnp.where(fixed, jnp.argmax(known), jnp.argmax(along))
+        message = trees.take_row(stacked, row)
+        # The choice of the warm-up stands; a stand-in for an absent target does not.
+        settled = ~learning & (state.target >= 0)
+        target = jnp.where(anyone & ~settled, ids[row], state.target)
+        target = target.astype(jnp.int32)
+        state = state._replace(seen=state.seen + anyone, target=target)
+        return rows.put(stacked, malicious & anyone, message), state
+
+    return forge
 
 
 def mimic(*, warmup: int = 20) -> UpdateAttack:
@@ -101,7 +114,7 @@ def mimic(*, warmup: int = 20) -> UpdateAttack:
     State: ``MimicState``, two vectors of the model's size.
 
     Args:
-      warmup: rounds of learning, 0 or more; traced.
+      warmup: rounds of learning, 0 or more; traced, but whether it is 0 is static.
 
     Raises:
       ValueError: for a negative number.
@@ -118,4 +131,4 @@ def mimic(*, warmup: int = 20) -> UpdateAttack:
             target=jnp.int32(-1),
         )
 
-    return UpdateAttack(init, _forge)
+    return UpdateAttack(init, _forge(warmup > 0))
