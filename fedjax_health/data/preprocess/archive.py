@@ -202,9 +202,13 @@ def _check(preprocessing: Preprocessing, source: str) -> None:
             array = _shaped(
                 getattr(scaler, field)[name], field, rows, len(columns), source, what
             )
-            _require(bool(np.isfinite(array).all()), source, f"{what} not finite")
-            positive = not field.endswith("std") or bool((array > 0).all())
-            _require(positive, source, f"{what} not positive")
+            if field.endswith("std"):
+                # Infinite where nothing varied.
+                _require(bool((array > 0).all()), source, f"{what} not positive")
+                continue
+            std = getattr(scaler, field.replace("mean", "std"))[name]
+            fits = np.isfinite(array) | (np.isnan(array) & np.isinf(std))
+            _require(bool(fits.all()), source, f"{what} not finite")
         for field in _FENCES if fences is not None else ():
             assert fences is not None
             what, held = f"{field} of {name!r}", len(fences.client_names)

@@ -29,6 +29,7 @@ from fedjax_health.data.preprocess.scaling import (
     apply_scaler,
     fit_scaler,
     leave_columns,
+    listed,
 )
 from fedjax_health.data.schema import DataError, Dataset
 
@@ -206,11 +207,9 @@ def _places(modality: str, names: Sequence[str], own: Sequence[str]) -> list[int
     place = {name: position for position, name in enumerate(own)}
     missing = [name for name in names if name not in place]
     if missing:
-        listed = ", ".join(repr(name) for name in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
             f"modality {modality!r} lacks columns that the detector was trained on: "
-            f"{listed}{more}"
+            f"{listed(missing)}"
         )
     return [place[name] for name in names]
 

@@ -6,12 +6,13 @@ gives all clients one scaler: that of the clients' counts, sums and sums of squa
 which is what a secure sum of these would reveal and no more.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_health.data.schema import DataError, Dataset
+from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
 # Rows that are scaled at once: bounds the float64 copies.
 CHUNK = 65_536
@@ -22,7 +23,9 @@ class Scaler(NamedTuple):
 
     Attributes:
       mean: modality name -> float64 ``[clients, features]``; for "pooled" one row.
-      std: the same for the standard deviation, positive everywhere.
+      std: the same for the standard deviation, positive everywhere. It is infinite in
+        columns that did not vary at any client: their scaled values are 0. Where
+        nothing at all was observed the mean is NaN, and so are they.
       unseen_mean: modality name -> float64 ``[features]``, for clients without
         statistics of their own.
       unseen_std: the same for the standard deviation.
@@ -55,10 +58,14 @@ def fit_scaler(
 ) -> Scaler:
     """Fits mean and standard deviation to the observed values, in float64.
 
-    A column that is constant where it is observed has standard deviation 1. A column
-    of which a client observed fewer than two values takes the average of the other
+    A column that is constant at a client has standard deviation 1 there. A column of
+    which a client observed fewer than two values takes the average of the other
     clients' means and of their standard deviations (constant columns left out of the
-    latter); where no client observed two, mean 0 and deviation 1.
+    latter).
+
+    A column that does not vary at any client has weights that were never trained, and
+    no scale that another value could be measured by: it scales to 0 whatever it holds.
+    One of which no client has a value is not observed later either.
 
     Args:
       train: the training part, and nothing else.
@@ -105,7 +112,9 @@ def apply_scaler(scaler: Scaler, dataset: Dataset, *, clip: float = 8.0) -> Data
       clip: bound on the magnitude of a scaled value, in standard deviations.
 
     Returns:
-      float32 features within ``[-clip, clip]``; what was NaN stays NaN.
+      float32 features within ``[-clip, clip]``; what was NaN stays NaN. Columns that
+      did not vary in training are 0, or NaN where they had no value; a warning names
+      those that hold something else here.
 
     Raises:
       DataError: if the columns differ or ``clip`` is not positive.
@@ -120,13 +129,36 @@ def apply_scaler(scaler: Scaler, dataset: Dataset, *, clip: float = 8.0) -> Data
         mean = np.vstack([scaler.mean[name], scaler.unseen_mean[name]])
         std = np.vstack([scaler.std[name], scaler.unseen_std[name]])
         scaled = np.empty(values.shape, np.float32)
+        still = np.isinf(scaler.unseen_std[name])
+        unused = np.zeros(values.shape[1], bool)
         for start in range(0, dataset.num_rows, CHUNK):
             chunk = slice(start, start + CHUNK)
             index = row[dataset.client[chunk]]
-            standard = (values[chunk] - mean[index]) / std[index]
-            scaled[chunk] = np.clip(standard, -clip, clip)
+            apart = values[chunk] - mean[index]
+            scaled[chunk] = np.clip(apart / std[index], -clip, clip)
+            if still.any():
+                unused |= (~np.isnan(values[chunk]) & (apart != 0)).any(axis=0)
         features[name] = scaled
+        _warn_of_unused(name, scaler.feature_names[name], unused & still)
     return dataset._replace(features=features)
+
+
+def _warn_of_unused(modality: str, names: Sequence[str], unused: np.ndarray) -> None:
+    columns = [names[position] for position in np.flatnonzero(unused).tolist()]
+    if columns:
+        warnings.warn(
+            f"modality {modality!r} holds other values than in training in "
+            f"{listed(columns)}, which did not vary at any client there: they are not "
+            "used",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first few names in quotes, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + more
 
 
 def leave_columns(scaler: Scaler, columns: Mapping[str, Sequence[str]]) -> Scaler:
@@ -254,17 +286,20 @@ def _statistics(
     varied = known & ~constant
     std = np.where(varied, np.sqrt(moments.squares / np.maximum(moments.count, 1)), 1.0)
     mean = np.where(constant, moments.lowest, moments.mean)
-    unseen_mean = average(mean, known, otherwise=0.0)
-    unseen_std = average(std, varied, otherwise=1.0)
+    nothing = np.where(moments.count.sum(axis=0) > 0, 0.0, np.nan)
+    unseen_mean = average(mean, known, otherwise=nothing)
+    unseen_std = average(std, varied, otherwise=np.inf)
     return (
         np.where(known, mean, unseen_mean),
-        np.where(known, std, unseen_std),
+        np.where(known & np.isfinite(unseen_std), std, unseen_std),
         unseen_mean,
         unseen_std,
     )
 
 
-def average(values: np.ndarray, mask: np.ndarray, *, otherwise: float) -> np.ndarray:
+def average(
+    values: np.ndarray, mask: np.ndarray, *, otherwise: float | np.ndarray
+) -> np.ndarray:
     """Returns the mean over the clients that the mask names, ``[features]``.
 
     Args:

@@ -50,6 +50,18 @@ def test_save_and_load(tmp_path, options):
         np.testing.assert_array_equal(values, again.features[name])
 
 
+def test_columns_that_did_not_vary_are_kept_as_such(tmp_path):
+    data = made()
+    data.features["flow"][:, 1] = 3
+    data.features["notes"][:, 0] = np.nan
+    fitted = fit_preprocessing(data)
+    save_preprocessing(fitted, tmp_path / "p.npz")
+    loaded = load_preprocessing(tmp_path / "p.npz")
+    same(fitted, loaded)
+    assert np.isinf(loaded.scaler.std["flow"][:, 1]).all()
+    assert np.isnan(loaded.scaler.mean["notes"][:, 0]).all()
+
+
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "p.npz"
     with pytest.raises(DataError, match="does not exist"):
@@ -102,6 +114,7 @@ def test_truncated_and_flipped_files(tmp_path):
         ("scaler", "mean", np.zeros((1, 4)), r"expected float64 \(3, 4\)"),
         ("scaler", "mean", np.full((3, 4), np.nan), "not finite"),
         ("scaler", "std", np.zeros((3, 4)), "not positive"),
+        ("scaler", "std", np.full((3, 4), np.nan), "not positive"),
         ("scaler", "std", np.ones((3, 4), np.float32), "is float32"),
         ("fences", "upper", np.full((3, 4), np.nan), "is NaN"),
         ("fences", "lower", np.zeros((2, 4)), r"expected float64 \(3, 4\)"),

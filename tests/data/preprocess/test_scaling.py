@@ -1,12 +1,14 @@
 """Scaling against np.nanmean and np.nanstd, one client and one column at a time."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_health.data.preprocess import apply_scaler, check_features, fit_scaler
-from fedjax_health.data.schema import DataError, Dataset, take_rows
+from fedjax_health.data.schema import DataError, Dataset, DataWarning, take_rows
 
 
 def made(sizes, *, seed=0, missing=0.1):
@@ -49,6 +51,10 @@ def statistics_by_hand(values, client, num_clients):
             if own.min() < own.max():
                 varied.append(index)
                 std[index, column] = np.std(own)
+        if not varied:
+            std[:, column] = np.inf
+        if np.isnan(values[:, column]).all():
+            mean[:, column] = np.nan
         for index in set(range(num_clients)) - set(known):
             if known:
                 mean[index, column] = np.mean(mean[known, column])
@@ -152,8 +158,49 @@ def test_constant_columns_become_zero():
     # Not a sum of powers of two: its mean in floating point misses it by rounding.
     data.features["flow"][:, 0] = 0.1
     scaler = fit_scaler(data)
-    assert scaler.std["flow"][:, 0].tolist() == [1, 1]
-    assert not apply_scaler(scaler, data).features["flow"][:, 0].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not apply_scaler(scaler, data).features["flow"][:, 0].any()
+
+
+def test_a_column_that_is_constant_at_one_client_has_deviation_one_there():
+    data = made([100, 100], missing=0)
+    data.features["flow"][:100, 0] = 0.1
+    scaler = fit_scaler(data)
+    assert scaler.std["flow"][0, 0] == 1
+    assert np.isfinite(scaler.std["flow"]).all()
+    data.features["flow"][0, 0] = 2.1
+    assert apply_scaler(scaler, data).features["flow"][0, 0] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("scope", ["client", "pooled"])
+def test_columns_that_never_varied_are_not_used_later(scope):
+    data = made([100, 60], missing=0)
+    data.features["flow"][:, 0] = 0.1
+    data.features["vitals"][:, 1] = np.nan
+    scaler = fit_scaler(data, scope=scope)
+    new = made([5, 5, 5], seed=1, missing=0)
+    new.features["flow"][:, 0] = [500.0] * 14 + [np.nan]
+    new.features["vitals"][:, 1] = 500
+    with pytest.warns(DataWarning) as caught:
+        scaled = apply_scaler(scaler, new)
+    said = sorted(str(one.message) for one in caught)
+    assert len(said) == 2
+    assert "modality 'flow' holds other values than in training in 'd'" in said[0]
+    assert "modality 'vitals'" in said[1]
+    assert "in 'b', which did not vary" in said[1]
+    assert scaled.features["flow"][:14, 0].tolist() == [0] * 14
+    assert np.isnan(scaled.features["flow"][14, 0])
+    assert np.isnan(scaled.features["vitals"][:, 1]).all()
+    assert np.isfinite(scaled.features["vitals"][:, [0, 2]]).all()
+    assert scaled.features["flow"][:, 1].all()
+
+
+def test_one_value_at_each_client_gives_no_scale():
+    data = made([1, 1, 1], missing=0)
+    with pytest.warns(DataWarning, match="did not vary"):
+        scaled = apply_scaler(fit_scaler(data), data)
+    assert not any(values.any() for values in scaled.features.values())
 
 
 def test_unseen_clients_take_the_average():
