@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
+import re
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +31,9 @@ from fedjax_health.core.types import (
 from fedjax_health.transforms import chain
 
 _REAL = int | float | np.integer | np.floating
+
+# The name of a modality may hold anything, a slash too.
+_MODALITY = re.compile(r"^modality_.*?/(?=(encoder|head|aligned|missing)(/|$))")
 
 
 class Schedule(NamedTuple):
@@ -396,6 +400,7 @@ def normalization_leaves(path: str) -> bool:
     """Whether a leaf belongs to a normalisation layer: FedBN-style personal layers.
 
     Li et al., 2021, "FedBN" (arXiv:2102.07623), with LayerNorm or GroupNorm for
-    BatchNorm: a layer counts as one when its name holds "norm".
+    BatchNorm: a layer counts as one when its name holds "norm". The name of a modality,
+    under which the layers of a fusion lie, does not count.
     """
-    return "norm" in path.lower()
+    return "norm" in _MODALITY.sub("", path).lower()

@@ -289,7 +289,7 @@ def spread(values: ArrayLike) -> Spread | None:
     )
 
 
-def client_auroc(
+def client_spread(
     score: ArrayLike, label: ArrayLike, client: ArrayLike
 ) -> dict[str, float]:
     """Returns how the AUROC is spread over clients.

@@ -144,7 +144,8 @@ def evaluate_scores(
       ``accuracy``, ``f1``, ``mcc``, ``precision``, ``recall`` at ``threshold`` (the
       best validation F1); ``auroc``, ``auprc``, ``prevalence``, ``ece``, ``brier``;
       where the test rows have segments, ``delay_threshold`` and what
-      ``detection_delay`` returns at it; with ``client`` what ``client_auroc`` returns.
+      ``detection_delay`` returns at it; with ``client`` what
+      ``host.client_spread`` returns.
 
     Raises:
       ValueError: for NaN, scores outside [0, 1], shapes that differ, or a split with
@@ -158,5 +159,5 @@ def evaluate_scores(
     host.checked(test.score, test.label, name="test")
     result = measure_scores(test, thresholds, window=window)
     if client is not None:
-        result |= host.client_auroc(test.score, test.label, client)
+        result |= host.client_spread(test.score, test.label, client)
     return result

@@ -10,6 +10,7 @@ import pytest
 
 from fedjax_health.aggregators import mean
 from fedjax_health.client import scaffold
+from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import (
@@ -18,6 +19,7 @@ from fedjax_health.core.types import (
     ClientTransform,
     DataAttack,
     Mechanism,
+    ModalityColumns,
     Sampling,
     UpdateAttack,
 )
@@ -31,6 +33,7 @@ from fedjax_health.engine.plan import (
     paths_matching,
 )
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
+from fedjax_health.models import MlpEncoder, fusion_detector
 from tests.engine.workload import (
     SIZES,
     loss_fn,
@@ -426,6 +429,17 @@ def test_root_updates_are_one_client_of_the_server():
 def test_predicates_of_personal_layers():
     assert normalization_leaves("encoder/LayerNorm_0/scale")
     assert not normalization_leaves("encoder/dense/kernel")
+    # Of a fusion, whose modalities may be called anything.
+    layout = (ModalityColumns("normal", (0, 2)), ModalityColumns("b/norm x", (2, 4)))
+    fusion = fusion_detector(
+        layout,
+        encoders={"normal": MlpEncoder((3,)), "b/norm x": MlpEncoder((3,), norm=True)},
+        streams=False,
+    )
+    names = trees.path_names(jax.eval_shape(fusion.init, jax.random.key(0)))
+    assert [name for name in names if normalization_leaves(name)] == [
+        f"modality_b/norm x/encoder/dense/norm_0/{leaf}" for leaf in ("bias", "scale")
+    ]
     assert paths_matching("head/*", "*/bias")("body/bias")
     assert not paths_matching("head/*")("body/kernel")
 

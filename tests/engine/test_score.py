@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health.core.types import Model
+from fedjax_health.core.types import Detection, Model
 from fedjax_health.data.schema import Dataset
 from fedjax_health.data.store import from_arrays, from_dataset, open_store, write_store
-from fedjax_health.engine.score import CHUNK, build_scorer
+from fedjax_health.engine.score import (
+    CHUNK,
+    attributions,
+    build_reader,
+    build_scorer,
+    reading,
+)
+from fedjax_health.models import gru_detector
 
 WINDOW = 4
 
@@ -168,3 +175,73 @@ def test_a_written_store_scores_alike(tmp_path):
     a = build_scorer(STREAM_MODEL, store)(make_params())
     b = build_scorer(STREAM_MODEL, opened)(make_params())
     assert a.tobytes() == b.tobytes()
+
+
+# What each column adds to the logit
+
+
+def _apply_linear(params, batch, *, key=None):
+    del key
+    return batch["x"] @ params["w"] + params["b"]
+
+
+def _apply_linear_windows(params, batch, *, key=None):
+    """The logit of a step is the decayed sum of those up to it; another comes first."""
+    del key
+    each = batch["x"] @ params["w"]
+    decay = 0.5 ** jnp.arange(each.shape[1])
+    lags = jnp.arange(each.shape[1])[:, None] - jnp.arange(each.shape[1])
+    kernel = jnp.where(lags >= 0, decay[jnp.maximum(lags, 0)], 0.0)
+    logits = jnp.sum(each[:, None, :] * kernel, axis=-1) + params["b"]
+    return Detection(logits, {}, {}, shares=jnp.zeros((*logits.shape, 2)))
+
+
+def test_a_linear_detector_is_what_its_columns_add_up_to():
+    store, params = row_store(rows=50), jax.device_get(make_params())
+    model = Model(lambda key: make_params(), _apply_linear)
+    found = build_reader(model, store, read=attributions)(params, np.arange(50))
+    np.testing.assert_allclose(found, store.rows["x"] * params["w"], rtol=1e-6)
+    logit = store.rows["x"] @ params["w"] + params["b"]
+    np.testing.assert_allclose(found.sum(axis=1) + params["b"], logit, rtol=1e-5)
+
+
+def test_attributions_are_summed_over_the_window():
+    data, params = stream_dataset(), jax.device_get(make_params())
+    store = from_dataset(data, window=WINDOW, pad=True)
+    model = Model(lambda key: make_params(), _apply_linear_windows)
+    some = np.arange(5, 80)
+    found = build_reader(model, store, read=attributions)(params, some)
+    assert found.shape == (len(some), 3)
+    rows = store.starts[some][:, None] + np.arange(WINDOW)
+    decay = 0.5 ** np.arange(WINDOW)[::-1]
+    windows = store.rows["x"][rows].astype(np.float64)
+    want = np.einsum("t,etf->ef", decay, windows) * params["w"]
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    logit = build_reader(model, store, read=reading)(params, some)
+    bits = np.log(logit.probability / (1 - logit.probability))
+    np.testing.assert_allclose(found.sum(axis=1) + params["b"], bits, rtol=1e-3)
+
+
+def test_attributions_are_the_slope_times_the_input():
+    """Of a GRU, against one column of one step moved at a time."""
+    model = gru_detector(3, hidden=4)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
+    x = rng.normal(size=(4, WINDOW, 3)).astype(np.float32)
+    valid = np.ones((4, WINDOW), np.float32)
+    valid[0, :2] = 0
+    apply = jax.jit(lambda x: model.apply(params, {"x": x, "valid": valid})[:, -1])
+    want = np.zeros((4, 3))
+    for step in range(WINDOW):
+        for column in range(3):
+            move = np.zeros_like(x)
+            move[:, step, column] = 0.02
+            slope = (apply(x + move) - apply(x - move)) / 0.04
+            want[:, column] += np.asarray(slope) * x[:, step, column]
+    batch = {"x": jnp.asarray(x), "valid": jnp.asarray(valid)}
+    found = attributions(model.apply, params, batch)
+    np.testing.assert_allclose(found, want, atol=2e-3)
+    assert np.abs(want).max() > 0.1

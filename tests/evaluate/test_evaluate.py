@@ -314,6 +314,59 @@ def test_a_damaged_model_is_refused(trained, tmp_path):
         evaluate(run.paths.root, path, records.SILENT)
 
 
+# Modalities
+
+
+FUSION = (
+    'data.modalities={flow=["load","rate"],vitals=["noise"]}',
+    *("data.allow_missing=true", "model=fusion", "model.joint=4", "model.aligned=0"),
+    'model.encoders={flow={kind="gru",hidden=3},vitals={kind="gru",hidden=3}}',
+)
+
+
+def holes(lines):
+    """A device of s0 never has vital signs, s1 nothing at all."""
+    rows = [line.split(",") for line in lines]
+    for row in rows[1:]:
+        if row[0] == "s0" and row[1] == "d0":
+            row[5] = ""
+        if row[0] == "s1":
+            row[3:6] = "", "", ""
+    return [",".join(row) for row in rows]
+
+
+def test_shares_sum_to_one_and_an_absent_modality_has_none(trained, tmp_path):
+    run = trained(*FUSION)
+    path = fresh(tmp_path / "holes.csv", holes)
+    scores = pd.read_parquet(evaluate(run.paths.root, path, records.SILENT)["scores"])
+    shares = scores[["share_flow", "share_vitals"]].to_numpy()
+    blind = (scores.client == "s0") & (scores.entity == "d0")
+    nothing = scores.client == "s1"
+    assert (shares >= 0).all()
+    np.testing.assert_allclose(shares[~nothing].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(shares[blind], [[1, 0]] * blind.sum())
+    assert not shares[nothing].any()
+    assert scores.score[nothing].nunique() == 1
+    seen = shares[~blind & ~nothing]
+    assert ((seen > 0) & (seen < 1)).all()
+    # In a run's own predictions as well.
+    own = pd.read_parquet(run.paths.predictions)
+    both = own[["share_flow", "share_vitals"]].sum(axis=1)
+    np.testing.assert_allclose(both, 1, atol=1e-6)
+
+
+def test_a_modality_that_a_file_does_not_have_has_no_share(trained, tmp_path):
+    def without_noise(lines):
+        rows = [line.split(",") for line in lines]
+        return [",".join((*row[:5], *row[6:])) for row in rows]
+
+    path = fresh(tmp_path / "flow.csv", without_noise)
+    result = evaluate(trained(*FUSION).paths.root, path, records.SILENT)
+    scores = pd.read_parquet(result["scores"])
+    assert (scores.share_flow == 1).all()
+    assert (scores.share_vitals == 0).all()
+
+
 # What weighs most
 
 

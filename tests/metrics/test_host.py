@@ -54,14 +54,14 @@ def test_calibrated_and_overconfident_forecasts():
     )
 
 
-def test_client_auroc_excludes_and_counts_single_class_clients():
+def test_client_spread_excludes_and_counts_single_class_clients():
     rng = np.random.default_rng(3)
     client = rng.permutation(np.repeat([4, 7, 9, 12], 50))
     label = rng.integers(0, 2, 200)
     label[client == 9] = 0
     label[client == 12] = 1
     score = rng.normal(size=200) + label
-    spread = host.client_auroc(score, label, client)
+    spread = host.client_spread(score, label, client)
     values = [roc_auc_score(label[client == c], score[client == c]) for c in (4, 7)]
     assert spread["worst_decile_client_auroc"] == spread["worst_client_auroc"]
     np.testing.assert_allclose(spread["std_client_auroc"], np.std(values))
@@ -69,7 +69,7 @@ def test_client_auroc_excludes_and_counts_single_class_clients():
     assert spread["ranked_clients"] == 2
     np.testing.assert_allclose(spread["mean_client_auroc"], np.mean(values))
     np.testing.assert_allclose(spread["worst_client_auroc"], min(values))
-    alone = host.client_auroc(
+    alone = host.client_spread(
         score[client == 9], label[client == 9], client[client == 9]
     )
     assert alone == {"ranked_clients": 0.0, "excluded_clients": 1.0}
@@ -153,6 +153,6 @@ def test_logits_are_refused_as_probabilities(metric):
 
 def test_shapes_and_bins_are_checked():
     with pytest.raises(ValueError, match="clients"):
-        host.client_auroc([0.1, 0.2], [0, 1], [1])
+        host.client_spread([0.1, 0.2], [0, 1], [1])
     with pytest.raises(ValueError, match="bins"):
         host.calibration_error([0.1, 0.2], [0, 1], bins=0)
