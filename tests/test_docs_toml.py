@@ -1,4 +1,4 @@
-"""Every TOML block of the pages can be loaded as a configuration."""
+"""Every TOML block of the pages can be loaded as a configuration or a sweep."""
 
 import re
 import tomllib
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedjax_health.config import parse
+from fedjax_health.config.sweep import parse_sweep
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
@@ -19,7 +20,10 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("text", BLOCKS)
-def test_a_block_is_a_configuration(text):
+def test_a_block_is_a_configuration_or_a_sweep(text):
+    if "axes" in tomllib.loads(text):
+        assert parse_sweep(text).cells
+        return
     config = parse(text)
     for name, value in tomllib.loads(text).items():
         found = getattr(config, name)
