@@ -287,6 +287,18 @@ def test_paths_follow_tomls_rules():
         (["data.prevalence=0.9"], ["prevalence=0.9"]),
         (["weighting=often"], ["weighting: 'often'", "valid: examples, uniform"]),
         (["split.train=0.9"], ["split: 0.9 + 0.1 + 0.3 is 1.3"]),
+        (
+            ["split=episode_blocks", "split.fractions=[0.7, 0, 0.3]"],
+            ["split.fractions"],
+        ),
+        (
+            ["split=episode_blocks", "split.block=40"],
+            ["split.block: 40", "20 rows (the window's length)", "more than 40"],
+        ),
+        (
+            ["split=episode_blocks", "split.block=10", "split.embargo=5"],
+            ["split.block: 10", "takes 5 rows off", "more than 10"],
+        ),
         (["algorithm=scaffold"], ["local.optimizer.momentum: 0.9", "set it to 0"]),
         (
             ["algorithm=scaffold", "local.optimizer=adam"],

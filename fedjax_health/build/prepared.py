@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_health.build.root import take_root
 from fedjax_health.build.split import deal_out, split_of
-from fedjax_health.config import Config, WindowContrast
+from fedjax_health.config import Config, Events, WindowContrast
 from fedjax_health.core.types import InputLayout
 from fedjax_health.data.partition import num_training_clients
 from fedjax_health.data.preprocess import (
@@ -16,6 +16,7 @@ from fedjax_health.data.preprocess import (
     apply_preprocessing,
     class_weights,
     fit_preprocessing,
+    keep_observed,
 )
 from fedjax_health.data.schema import DataError, Dataset, patients_of
 from fedjax_health.data.splits import Parts, split_dataset
@@ -107,7 +108,7 @@ def _pack_root(
 def _fit(settings: Config, train: Dataset) -> Preprocessing:
     outliers = settings.outliers
     return fit_preprocessing(
-        train,
+        _observed(settings, train),
         scope=settings.scaling.scope,
         clip=settings.scaling.clip,
         log=settings.scaling.log,
@@ -115,6 +116,26 @@ def _fit(settings: Config, train: Dataset) -> Preprocessing:
         if outliers is None
         else Outliers(outliers.action, outliers.width, outliers.modalities),
         components=settings.pca,
+    )
+
+
+def _observed(settings: Config, train: Dataset) -> Dataset:
+    """Returns the training part without the events' rare variables."""
+    data, summed = settings.data, settings.summarise
+    if (
+        not isinstance(data, Events)
+        or data.variables
+        or "series" not in data.modalities
+    ):
+        return train
+    named = summed is not None and (
+        not summed.modalities or "series" in summed.modalities
+    )
+    return keep_observed(
+        train,
+        "series",
+        data.least_share,
+        statistics=summed.statistics if summed is not None and named else (),
     )
 
 

@@ -272,7 +272,8 @@ def _fields(data: config.Record) -> dict[str, Any]:
 
 def _events(data: config.Events) -> EventRoles:
     fields = _fields(data)
-    del fields["path"], fields["entities"]
+    # What is observed often enough is told from the training part.
+    del fields["path"], fields["entities"], fields["least_share"]
     return EventRoles(**fields)
 
 

@@ -214,8 +214,8 @@ class Events(Record, frozen=True, tag_field="kind", tag="events"):
       duplicates: of two values of a variable at one time the later row counts
         ("last"), or they are refused ("refuse").
       variables: variables that are features; all where it is empty.
-      least_share: share of the entities in which a variable must be observed to be
-        one of all.
+      least_share: share of the training part's entities in which a variable must be
+        observed to be one of all.
       ranges: variable -> smallest and largest value; what lies outside is not
         observed.
       modalities: "series", "static" or both.

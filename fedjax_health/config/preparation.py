@@ -14,7 +14,7 @@ from fedjax_health.config.common import (
     Seed,
 )
 
-Fractions = Annotated[tuple[NonNegative, ...], msgspec.Meta(min_length=3, max_length=3)]
+Fractions = Annotated[tuple[AboveZero, ...], msgspec.Meta(min_length=3, max_length=3)]
 
 
 class Natural(Record, frozen=True, tag_field="kind", tag="natural"):
@@ -102,7 +102,7 @@ class EpisodeBlocks(Record, frozen=True, tag_field="kind", tag="episode_blocks")
     """Blocks of time dealt out to the parts, no episode cut in two.
 
     Attributes:
-      block: rows of a block.
+      block: rows of a block, more than twice the embargo.
       fractions: shares of training, validation and test part.
       embargo: rows left out at each border; the window's length where it is left out.
       seed: of the draw; the run's seed where it is left out.
@@ -144,8 +144,9 @@ class ByClient(Record, frozen=True, tag_field="kind", tag="by_client"):
 
     Attributes:
       train: share of the rows of the clients that train.
-      validation: share of those that validate.
-      test: share of those that test.
+      validation: share of those that validate; it does not count where they are named,
+        and the other shares are then those of the rest.
+      test: the same for those that test.
       validation_clients: names of the clients that validate; drawn where it is empty.
       test_clients: names of the clients that test; drawn where it is empty.
       seed: of the draw; the run's seed where it is left out.

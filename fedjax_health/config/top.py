@@ -60,6 +60,7 @@ from fedjax_health.config.preparation import (
     ByClient,
     Chronological,
     Components,
+    EpisodeBlocks,
     LeaveOneOut,
     Natural,
     Outliers,
@@ -174,6 +175,7 @@ class Config(Record, frozen=True):
             _check_held_out,
             _check_mapping,
             _check_window,
+            _check_blocks,
             _check_terms,
         ):
             check(self)
@@ -331,6 +333,23 @@ def _check_window(config: Config):
                 f"config: window.length: 1: a {kind} needs windows of 2 steps or more; "
                 "choose mlp for single rows"
             )
+
+
+def _check_blocks(config: Config):
+    """Refuses blocks that the embargo leaves nothing of."""
+    split = config.split
+    if not isinstance(split, EpisodeBlocks):
+        return
+    length = config.window.length
+    of_window = length if length > 1 else 0
+    embargo = of_window if split.embargo is None else split.embargo
+    if split.block <= 2 * embargo:
+        why = " (the window's length)" if split.embargo is None else ""
+        raise ConfigError(
+            f"config: split.block: {split.block}: the embargo takes {embargo} rows"
+            f"{why} off both ends of a block: give more than {2 * embargo}, or a "
+            "smaller split.embargo"
+        )
 
 
 def _check_terms(config: Config):

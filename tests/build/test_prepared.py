@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_health.build import build_sampling, prepare
+from fedjax_health.build import (
+    build_dataset,
+    build_evaluation_dataset,
+    build_sampling,
+    prepare,
+)
 from fedjax_health.build import prepared as prepared_module
 from fedjax_health.config import ConfigError, parse
 from fedjax_health.data.schema import Dataset, check_dataset
@@ -227,3 +232,65 @@ def test_components_and_outliers_reach_the_data():
     assert prepared.preprocessing.fences is not None
     with pytest.raises(ConfigError, match="pca: "):
         settings("pca.admission=0")
+
+
+def write_events(folder, *, stays=40):
+    """Stays of which "rare" is observed in few, and in most that came last."""
+    rng = np.random.default_rng(0)
+    label = rng.random(stays) < 0.4
+    lines = ["entity,time,variable,value"]
+    for stay in range(stays):
+        for hour in range(2):
+            lines.append(f"s{stay},{3600 * hour},hr,{60 + 20 * label[stay]}")
+        if stay % 4 == 0 or stay >= 28:
+            lines.append(f"s{stay},0,rare,{stay}")
+    lines.append(f"s{stays - 1},0,once,1")
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    rows = [f"s{stay},{int(label[stay])},A" for stay in range(stays)]
+    (folder / "entities.csv").write_text("\n".join(["entity,label,ward", *rows]) + "\n")
+    return folder / "events.csv"
+
+
+@pytest.mark.filterwarnings("ignore:.*varied at no client:UserWarning")
+@pytest.mark.parametrize("summarised", [False, True])
+def test_variables_are_chosen_by_the_training_part_alone(tmp_path, summarised):
+    path = write_events(tmp_path)
+    changes = [
+        "data=events",
+        f'data.path="{path}"',
+        f'data.entities="{tmp_path}/entities.csv"',
+        "data.length=2",
+        "split=stratified",
+        "window.length=" + ("1" if summarised else "2"),
+    ]
+    changes += [
+        *(["model=mlp", 'summarise.statistics=["last","count"]'] if summarised else [])
+    ]
+    config = parse("", changes)
+    data = build_dataset(config)
+    prepared = prepare(config, data)
+    trained = data.features["series"][prepared.split == Part.TRAIN]
+    starts = np.arange(0, len(trained), 1 if summarised else 2)
+    names = data.feature_names["series"]
+    column = names.index("rare last" if summarised else "rare")
+    found = ~np.isnan(trained[:, column])
+    share = np.logical_or.reduceat(found, starts).mean()
+    assert 0 < share < np.mean([n % 4 == 0 or n >= 28 for n in range(40)]) + 0.2
+
+    def variables(least):
+        settings = parse("", [*changes, f"data.least_share={least}"])
+        fitted = prepare(settings, data).preprocessing.feature_names["series"]
+        return settings, fitted, {name.partition(" ")[0] for name in fitted}
+
+    assert "rare" in variables(share)[2]
+    settings, fitted, chosen = variables(min(share + 1e-6, 1.0))
+    assert chosen == {"hr"}
+    assert len(fitted) == (2 if summarised else 1)
+    # What was left out then is left out of new data too.
+    again = build_evaluation_dataset(
+        settings, path, feature_names={"series": fitted}
+    ).dataset
+    assert again.feature_names["series"] == fitted
+    # "once" is chosen only where the only stay that has it trains.
+    here = prepared.split[data.entity == data.entity_names.index("s39")]
+    assert ("once" in variables(0.0)[2]) == bool((here == Part.TRAIN).all())

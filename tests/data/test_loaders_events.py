@@ -163,10 +163,9 @@ def test_variables_are_named_or_seen_often_enough(tmp_path):
     )
     paths = write(tmp_path, more)
     assert load_events(*paths, ROLES).feature_names["series"] == ("hr", "ph", "rare")
-    often = load_events(*paths, change(least_share=0.5))
-    assert often.feature_names["series"] == ("hr", "ph")
-    with pytest.raises(DataError, match="no variable is observed in 90%"):
-        load_events(*paths, change(least_share=0.9))
+    never = change(ranges=dict.fromkeys(("hr", "ph", "rare"), (500.0, 600.0)))
+    with pytest.raises(DataError, match="no variable is observed with a value in rang"):
+        load_events(*paths, never)
     with pytest.raises(DataError, match=r"'pH' \(variables\), did you mean 'ph'"):
         load_events(*paths, change(variables=("pH",)))
 

@@ -68,10 +68,7 @@ class EventRoles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         mean.
       duplicates: what becomes of two values of one variable at one time: the one
         further down counts ("last"), or they are refused ("refuse").
-      variables: the variables that are features, or empty for all that are observed
-        often enough.
-      least_share: share of the entities in which a variable is to be observed to be
-        one of those.
+      variables: the variables that are features, or empty for all that are observed.
       ranges: variable -> smallest and largest value that can be true; what lies outside
         is not observed.
       modalities: "series", "static" (which needs ``static``), or both.
@@ -99,7 +96,6 @@ class EventRoles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     aggregate: Literal["last", "mean"] = "last"
     duplicates: Literal["last", "refuse"] = "last"
     variables: tuple[str, ...] = ()
-    least_share: float = 0.0
     ranges: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
     modalities: tuple[str, ...] = ("series",)
     delimiter: str = ","
@@ -298,7 +294,7 @@ def _series(
     outside = implausible(codes, value, found, roles.ranges)
     value = np.where(outside, np.nan, value)
     observed = ~np.isnan(value)
-    names = _variables(codes, found, entity, observed, len(stays), known, roles, source)
+    names = _variables(codes, found, observed, known, roles, source)
     column = np.asarray([names.index(n) if n in names else -1 for n in found])[codes]
     kept = np.flatnonzero(observed & (column >= 0))
     entity, time, value, column = entity[kept], time[kept], value[kept], column[kept]
@@ -357,9 +353,7 @@ def _entity_rows(series: pd.Series, stays: Sequence[str], place: Place) -> np.nd
 def _variables(
     codes: np.ndarray,
     found: tuple[str, ...],
-    entity: np.ndarray,
     observed: np.ndarray,
-    num_entities: int,
     known: Sequence[str] | None,
     roles: EventRoles,
     source: Source,
@@ -375,18 +369,9 @@ def _variables(
         return roles.variables
     if known is not None:
         return tuple(known)
-    pairs = np.unique(codes[observed] * num_entities + entity[observed])
-    share = np.bincount(pairs // num_entities, minlength=len(found)) / num_entities
-    names = tuple(
-        name
-        for name, part in zip(found, share, strict=True)
-        if part > 0 and part >= roles.least_share
-    )
+    names = tuple(found[code] for code in np.unique(codes[observed]))
     if not names:
-        raise DataError(
-            f"{source.name}: no variable is observed in {roles.least_share:.0%} of the "
-            "entities; give a smaller least_share"
-        )
+        raise DataError(f"{source.name}: no variable is observed with a value in range")
     return names
 
 

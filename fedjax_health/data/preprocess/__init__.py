@@ -6,6 +6,7 @@ from fedjax_health.data.preprocess.archive import (
 )
 from fedjax_health.data.preprocess.balance import class_weights
 from fedjax_health.data.preprocess.encode import unseen_categories
+from fedjax_health.data.preprocess.observed import keep_observed
 from fedjax_health.data.preprocess.outliers import Fences, apply_fences, fit_fences
 from fedjax_health.data.preprocess.pipeline import (
     Outliers,
@@ -45,6 +46,7 @@ __all__ = [
     "fit_preprocessing",
     "fit_projections",
     "fit_scaler",
+    "keep_observed",
     "load_preprocessing",
     "save_preprocessing",
     "summary",

@@ -147,9 +147,8 @@ def _warn_of_unused(modality: str, names: Sequence[str], unused: np.ndarray) -> 
     columns = [names[position] for position in np.flatnonzero(unused).tolist()]
     if columns:
         warnings.warn(
-            f"modality {modality!r} holds other values than in training in "
-            f"{listed(columns)}, which did not vary at any client there: they are not "
-            "used",
+            f"modality {modality!r}: columns that varied at no client in training are "
+            f"not used: {listed(columns)}",
             DataWarning,
             stacklevel=3,
         )
