@@ -32,8 +32,11 @@ from fedjax_health.transforms import chain
 
 _REAL = int | float | np.integer | np.floating
 
-# The name of a modality may hold anything, a slash too.
-_MODALITY = re.compile(r"^modality_.*?/(?=(encoder|head|aligned|missing)(/|$))")
+# Names of modalities in paths, of a fusion's and of GRU-D's leaves; they may hold
+# anything, a slash too.
+_MODALITY = re.compile(
+    r"^modality_.*?/(?=(encoder|head|aligned|missing)(/|$))|(?<=/)(decay|onset)_.*$"
+)
 
 
 class Schedule(NamedTuple):
@@ -401,6 +404,6 @@ def normalization_leaves(path: str) -> bool:
 
     Li et al., 2021, "FedBN" (arXiv:2102.07623), with LayerNorm or GroupNorm for
     BatchNorm: a layer counts as one when its name holds "norm". The name of a modality,
-    under which the layers of a fusion lie, does not count.
+    which paths may hold, does not count.
     """
     return "norm" in _MODALITY.sub("", path).lower()

@@ -33,7 +33,7 @@ from fedjax_health.engine.plan import (
     paths_matching,
 )
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
-from fedjax_health.models import MlpEncoder, fusion_detector
+from fedjax_health.models import MlpEncoder, fusion_detector, grud_detector
 from tests.engine.workload import (
     SIZES,
     loss_fn,
@@ -437,6 +437,12 @@ def test_predicates_of_personal_layers():
         streams=False,
     )
     names = trees.path_names(jax.eval_shape(fusion.init, jax.random.key(0)))
+    carried = (ModalityColumns("a/normal", (0, 2), (2, 4), (4, 6)),)
+    decaying = trees.path_names(
+        jax.eval_shape(grud_detector(carried).init, jax.random.key(0))
+    )
+    assert any("normal" in name for name in decaying)
+    assert not any(map(normalization_leaves, decaying))
     assert [name for name in names if normalization_leaves(name)] == [
         f"modality_b/norm x/encoder/dense/norm_0/{leaf}" for leaf in ("bias", "scale")
     ]
