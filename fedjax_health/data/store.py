@@ -250,11 +250,6 @@ def input_width(layout: InputLayout) -> int:
     )
 
 
-def assembled_width(dataset: Dataset) -> int:
-    """Returns how many columns ``assemble`` makes of a dataset."""
-    return input_width(input_layout(dataset))
-
-
 def input_names(dataset: Dataset) -> tuple[str, ...]:
     """Returns the names of the columns that ``assemble`` makes."""
     names: list[str] = []

@@ -24,7 +24,7 @@ from fedjax_health.data.schema import (
 )
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(without value|unit changed|count as survived):UserWarning"
+    "ignore:.*(without value|unit changed):UserWarning"
 )
 
 
@@ -41,7 +41,7 @@ def tables():
             "discharge_dttm": at(90, 90, 90, 90),
             "age_at_admission": [50, 60, 61, 70],
             "admission_type_category": ["ed", "elective", "ed", "ed"],
-            "discharge_category": ["Home", "Expired", "Missing", "Expired"],
+            "discharge_category": ["Home", "Expired", "Hospice", "Expired"],
         }
     )
     adt = pd.DataFrame(
@@ -172,10 +172,19 @@ def test_stays_to_score(tmp_path):
     assert "'discharge_category'" in refused(tmp_path)
 
 
-def test_a_stay_without_an_outcome_is_survived_in_training_and_unknown_later(tmp_path):
-    with pytest.warns(DataWarning, match="1 of 3 stays .* count as survived"):
-        data = load_mimic_demo(write(tmp_path))
-    assert examples_of(data).label.tolist() == [1, 0, 0]
+@pytest.mark.parametrize("unknown", ["Missing", "Still Admitted", ""])
+def test_a_stay_without_an_outcome_is_not_trained_on_and_unknown_later(
+    tmp_path, unknown
+):
+    outcomes = ["Home", "Expired", unknown, "Expired"]
+    table = tables()["hospitalization"].assign(discharge_category=outcomes)
+    write(tmp_path, hospitalization=table)
+    with pytest.warns(DataWarning, match=r"1 of 3 stays have no discharge_cat.* left"):
+        data = load_mimic_demo(tmp_path)
+    check_dataset(data)
+    examples = examples_of(data)
+    assert [data.entity_names[n] for n in examples.entity] == ["h2", "h1"]
+    assert examples.label.tolist() == [1, 0]
     loaded = read_mimic_demo(tmp_path)
     last = last_rows(loaded.dataset)
     names = [loaded.dataset.entity_names[n] for n in loaded.dataset.entity[last]]

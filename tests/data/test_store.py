@@ -15,10 +15,11 @@ from fedjax_health.data.schema import DataError, Dataset
 from fedjax_health.data.store import (
     ClientStore,
     assemble,
-    assembled_width,
     from_arrays,
     from_dataset,
+    input_layout,
     input_names,
+    input_width,
     open_store,
     room_for,
     to_examples,
@@ -197,14 +198,14 @@ def test_masked_modalities_say_what_was_observed():
         "vitals.bp observed",
         "vitals.o2 observed",
     )
-    assert assembled_width(dataset) == x.shape[1]
+    assert input_width(input_layout(dataset)) == x.shape[1]
 
 
 def test_columns_depend_on_declared_missingness_alone():
     complete = make_dataset([(0, 4)])
     declared = complete._replace(masked=frozenset({"flow"}))
     x = assemble(declared)
-    assert x.shape[1] == assembled_width(declared) == 7
+    assert x.shape[1] == input_width(input_layout(declared)) == 7
     np.testing.assert_array_equal(x[:, 2:4], 1)
 
 

@@ -43,15 +43,14 @@ from fedjax_health.data.loaders.reading import (
     require_columns,
     require_folder,
 )
-from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
-from fedjax_health.data.loaders.units import warn_of_unit_changes
-from fedjax_health.data.schema import (
-    DataError,
-    Dataset,
-    DataWarning,
-    segment_starts,
-    take_rows,
+from fedjax_health.data.loaders.stays import (
+    Series,
+    Static,
+    leave_out_unlabelled,
+    stays_dataset,
 )
+from fedjax_health.data.loaders.units import warn_of_unit_changes
+from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
 STAY = "patientunitstayid"
 _LABEL, _DEAD, _ALIVE = "hospitaldischargestatus", "Expired", "Alive"
@@ -302,27 +301,12 @@ def _load(settings: _Settings, *, apache_score: bool, labelled: bool) -> Loaded:
         bin_seconds=settings.bin_seconds,
         patient=as_texts(stays.frame["uniquepid"]).tolist(),
     )
-    if labelled and loaded.has_labels:
-        loaded = _labelled_stays(loaded, stays)
+    if labelled:
+        loaded = leave_out_unlabelled(loaded, column=_LABEL, source=stays.place.source)
     source = str(settings.folder)
     warn_of_empty_columns(loaded.dataset, source=source, strict=labelled)
     warn_of_unit_changes(loaded.dataset, source=source, in_time=False)
     return loaded
-
-
-def _labelled_stays(loaded: Loaded, stays: _Stays) -> Loaded:
-    """Returns the stays whose label is known; says how many others there are."""
-    rows = np.flatnonzero(loaded.known)
-    dataset = take_rows(loaded.dataset, rows)
-    total, left = (len(segment_starts(d)) for d in (loaded.dataset, dataset))
-    if left < total:
-        warnings.warn(
-            f"{stays.place.source}: {total - left} of {total:,} stays have no "
-            f"{_LABEL} and are left out",
-            DataWarning,
-            stacklevel=4,
-        )
-    return Loaded(dataset, loaded.known[rows])
 
 
 def _stays(folder: Path, *, labelled: bool) -> _Stays:

@@ -38,7 +38,12 @@ from fedjax_health.data.loaders.reading import (
     require_columns,
     require_folder,
 )
-from fedjax_health.data.loaders.stays import Series, Static, stays_dataset
+from fedjax_health.data.loaders.stays import (
+    Series,
+    Static,
+    leave_out_unlabelled,
+    stays_dataset,
+)
 from fedjax_health.data.loaders.units import warn_of_unit_changes
 from fedjax_health.data.schema import DataError, Dataset, DataWarning
 
@@ -145,8 +150,8 @@ def load_mimic_demo(
 
     Returns:
       One entity per hospital stay, death in hospital as the label, the first ICU as
-      the client; stays of one person share ``patient``. A stay whose outcome is missing
-      counts as survived, with a warning.
+      the client; stays of one person share ``patient``. Stays whose outcome is missing
+      are left out, with a warning; the demo has none.
 
     Raises:
       DataError: if the tables cannot be found or used.
@@ -221,11 +226,13 @@ def _load(
         built,
         stay=stays,
         client=[units[stay][1] for stay in stays],
-        label=_labels(frame, place.source, labelled=labelled),
+        label=_labels(frame),
         positive="death in hospital",
         bin_seconds=60 * bin_minutes,
         patient=frame[_PATIENT].tolist(),
     )
+    if labelled:
+        loaded = leave_out_unlabelled(loaded, column=_LABEL, source=place.source)
     warn_of_empty_columns(loaded.dataset, source=str(folder), strict=labelled)
     warn_of_unit_changes(loaded.dataset, source=str(folder), in_time=False)
     return loaded
@@ -355,25 +362,10 @@ def _is_unknown(outcome: str) -> bool:
     return is_missing(outcome) or outcome.casefold() in ("missing", "still admitted")
 
 
-def _labels(frame: pd.DataFrame, source: str, *, labelled: bool) -> np.ndarray:
-    """Returns float32 [stays] of 0 and 1, NaN where the outcome is not known.
-
-    Where a patient went is missing for many of the demo's that left, and a death never
-    is: to train, a stay without an outcome is one that was survived, which is said. Of
-    other data nothing of the kind is known.
-    """
+def _labels(frame: pd.DataFrame) -> np.ndarray:
+    """Returns float32 [stays] of 0 and 1, NaN where the outcome is not known."""
     if _LABEL not in frame:
         return np.full(len(frame), np.nan, np.float32)
-    known = ~np.asarray([_is_unknown(text) for text in frame[_LABEL]])
-    label = (frame[_LABEL] == "Expired").to_numpy(np.float32)
-    if known.all():
-        return label
-    if not labelled or not known.any():
-        return np.where(known, label, np.float32(np.nan))
-    warnings.warn(
-        f"{source}: {int((~known).sum())} of {len(frame):,} stays have no {_LABEL} and "
-        "count as survived",
-        DataWarning,
-        stacklevel=4,
-    )
-    return label
+    unknown = np.asarray([_is_unknown(text) for text in frame[_LABEL]])
+    died = (frame[_LABEL] == "Expired").to_numpy(np.float32)
+    return np.where(unknown, np.float32(np.nan), died)

@@ -1,5 +1,6 @@
 """Stays with one label each: series on a grid, facts that hold for the whole stay."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,13 @@ import numpy as np
 
 from fedjax_health.data.loaders.cells import index_names
 from fedjax_health.data.loaders.loaded import Loaded
-from fedjax_health.data.schema import DataError, Dataset
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    DataWarning,
+    segment_starts,
+    take_rows,
+)
 
 
 class Series(NamedTuple):
@@ -112,3 +119,27 @@ def stays_dataset(
         step_seconds=float(bin_seconds) if lengths else None,
     )
     return Loaded(dataset, known)
+
+
+def leave_out_unlabelled(loaded: Loaded, *, column: str, source: str) -> Loaded:
+    """Returns the stays whose label is known, to train on; says how many are not there.
+
+    Where no label is known, nothing is left out.
+
+    Args:
+      loaded: stays, as ``stays_dataset`` returns them.
+      column: of the label, for the warning.
+      source: what the warning calls the data.
+    """
+    if loaded.known.all() or not loaded.has_labels:
+        return loaded
+    rows = np.flatnonzero(loaded.known)
+    dataset = take_rows(loaded.dataset, rows)
+    total, kept = (len(segment_starts(d)) for d in (loaded.dataset, dataset))
+    warnings.warn(
+        f"{source}: {total - kept:,} of {total:,} stays have no {column} and are left "
+        "out",
+        DataWarning,
+        stacklevel=4,
+    )
+    return Loaded(dataset, loaded.known[rows])
