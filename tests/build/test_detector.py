@@ -13,7 +13,7 @@ from fedjax_health.build.detector import build_loss, build_model
 from fedjax_health.build.prepared import Prepared
 from fedjax_health.client import gather
 from fedjax_health.config import ConfigError, parse, to_toml
-from fedjax_health.core.types import Detection, logits_of
+from fedjax_health.core.types import Detection, Model, logits_of
 from fedjax_health.data.schema import Dataset
 from fedjax_health.data.splits import Parts
 from fedjax_health.data.store import from_dataset, input_layout, to_examples
@@ -117,6 +117,41 @@ def test_fusion_with_every_part_of_the_loss(target, temporal):
     parts = {"accuracy", "supervised", "unimodal", "temporal", "alignment"}
     assert set(metrics) == parts
     assert all(float(metrics[name]) > 0 for name in parts - {"accuracy"})
+
+
+def halves(width):
+    """A model of one's own that says what a fusion says, of the two halves of x."""
+
+    def init(key):
+        return {"first": jnp.ones(width // 2), "second": jnp.ones(width - width // 2)}
+
+    def apply(params, batch, *, key=None):
+        del key
+        parts = jnp.split(batch["x"], [width // 2], axis=-1)
+        each = [x @ params[n] for x, n in zip(parts, params, strict=True)]
+        both = jnp.stack(each, axis=-1)
+        return Detection(
+            logits=sum(each),
+            unimodal=dict(zip(params, each, strict=True)),
+            aligned=dict(zip(params, (both, both[..., ::-1]), strict=True)),
+            embedding=both,
+            shares=jax.nn.softmax(both, axis=-1),
+            present=jnp.ones(both.shape, bool),
+        )
+
+    return Model(init, apply)
+
+
+def test_a_model_of_ones_own_may_say_what_a_fusion_says():
+    config = settings(
+        *("model=custom", "model.target=tests.build.test_detector:halves"),
+        *("temporal=embedding", "alignment.weight=0.2"),
+    )
+    outputs, metrics = run(config, prepared())
+    assert outputs.shares.shape == (ENTITIES, STEPS, 2)
+    parts = {"supervised", "unimodal", "temporal", "alignment"}
+    assert set(metrics) == parts | {"accuracy"}
+    assert all(float(metrics[name]) > 0 for name in parts)
 
 
 def test_terms_over_values_know_where_they_lie():
