@@ -254,6 +254,26 @@ def test_mimic_learns_as_the_authors_code_does():
     assert after.target == copied[-1]
 
 
+def test_mimic_without_a_warmup_copies_the_first_honest_client_for_good():
+    attack = attacks.mimic(warmup=0)
+    first = np.flatnonzero(HONEST)[0]
+    forged, state = forge(attack, X)
+    np.testing.assert_array_equal(forged[MALICIOUS], [X[first]] * 2)
+    assert state.target == cases.IDS[first]
+    turned = np.roll(cases.IDS, 3)
+    row = np.flatnonzero(turned == cases.IDS[first])[0]
+    assert HONEST[row]
+    assert row != first
+    forged, after = forge(attack, X, state=state, ids=turned, round=1)
+    np.testing.assert_array_equal(forged[MALICIOUS], [X[row]] * 2)
+    absent = cases.MASK & (turned != cases.IDS[first])
+    forged, after = forge(attack, X, state=after, ids=turned, mask=absent, round=2)
+    other = np.flatnonzero(absent & ~MALICIOUS)[0]
+    np.testing.assert_array_equal(forged[MALICIOUS], [X[other]] * 2)
+    assert after.target == cases.IDS[first]
+    assert int(after.seen) == 3
+
+
 def test_mimic_without_anyone_to_copy_stays_itself():
     attack = attacks.mimic()
     forged, state = forge(attack, X, mask=MALICIOUS)
