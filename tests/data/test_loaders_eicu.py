@@ -311,6 +311,31 @@ def test_stays_to_score(tmp_path):
             strict=True,
         )
     ) == {"10": True, "11": True, "12": False, "13": True}
+    fewer = {
+        "patient": tables()["patient"].drop(columns=["age", "gender"]),
+        "apacheapsvar": tables()["apacheapsvar"].drop(columns="ph"),
+        "vitalaperiodic": tables()["vitalaperiodic"].drop(columns="noninvasivemean"),
+    }
+    whole = read_eicu(tmp_path, modalities=("static", "series")).dataset
+    write(tmp_path, **fewer)
+    with pytest.warns(DataWarning) as caught:
+        data = read_eicu(tmp_path, modalities=("static", "series")).dataset
+    said = " ".join(str(one.message) for one in caught)
+    for text in ("'age', 'gender'", "no column 'ph'", "no column 'noninvasivemean'"):
+        assert text in said
+    assert data.feature_names == whole.feature_names
+    for name, gone in {
+        "static": ("age", "gender", "ph"),
+        "series": ("noninvasivemean",),
+    }.items():
+        for position, column in enumerate(data.feature_names[name]):
+            values = data.features[name][:, position]
+            before = whole.features[name][:, position]
+            np.testing.assert_array_equal(
+                values, np.full_like(before, np.nan) if column in gone else before
+            )
+    assert "no column" in refused(tmp_path)
+    write(tmp_path)
     alive = tables()["patient"].iloc[[0]]
     write(tmp_path, patient=alive)
     assert read_eicu(tmp_path, modalities=("series",)).has_labels

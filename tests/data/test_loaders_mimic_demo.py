@@ -208,6 +208,13 @@ def test_tables_of_features_may_be_absent_where_stays_are_scored(tmp_path):
     assert not np.isnan(features["labs"]).all()
     assert not np.isnan(features["static"][:, 0]).any()
     assert np.isnan(features["static"][:, 2]).all()
+    bare = tables()["hospitalization"].drop(columns="age_at_admission")
+    write(tmp_path, hospitalization=bare)
+    with pytest.warns(DataWarning, match="has no column 'age_at_admission'"):
+        loaded = read_mimic_demo(tmp_path)
+    assert np.isnan(loaded.dataset.features["static"][:, 0]).all()
+    assert not np.isnan(loaded.dataset.features["static"][:, 1:]).all()
+    assert "no column 'age_at_admission'" in refused(tmp_path)
 
 
 def test_the_package_is_found_without_being_imported(tmp_path, monkeypatch):

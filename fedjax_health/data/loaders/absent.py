@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from fedjax_health.data.loaders.reading import shorten
 from fedjax_health.data.schema import Dataset, DataWarning
@@ -42,6 +43,22 @@ def warn_of_absent_columns(
         absent = [name for name in names if name not in columns]
         if absent and len(absent) < len(names):
             _say(f"{source} has no {_columns(absent)} of modality {modality!r}:")
+
+
+def add_absent_columns(
+    frame: pd.DataFrame, names: Sequence[str], *, source: str
+) -> pd.DataFrame:
+    """Returns a table to score with empty columns in place of those that it lacks.
+
+    Args:
+      frame: the table.
+      names: columns of features that it should have.
+      source: what the warning calls it.
+    """
+    absent = [name for name in names if name not in frame]
+    if absent:
+        _say(f"{source} has no {_columns(absent)}:")
+    return frame.assign(**dict.fromkeys(absent, ""))
 
 
 def _columns(names: Sequence[str]) -> str:

@@ -18,7 +18,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedjax_health.data.loaders.absent import warn_of_empty_columns
+from fedjax_health.data.loaders.absent import (
+    add_absent_columns,
+    warn_of_empty_columns,
+)
 from fedjax_health.data.loaders.cells import (
     as_float32,
     as_texts,
@@ -193,7 +196,8 @@ def read_eicu(
     """Loads stays to score, with or without outcomes; see ``load_eicu``.
 
     Stays whose discharge status is not known are kept, without a label.
-    Tables other than ``patient`` may be absent: what they hold is not observed.
+    Tables other than ``patient`` and columns of features may be absent: what they hold
+    is not observed.
 
     Raises:
       DataError: if the tables cannot be used.
@@ -262,8 +266,12 @@ def _read(
     text: Sequence[str] = (),
     required: bool = True,
     optional: Sequence[str] = (),
+    features: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, Place] | None:
-    """Reads columns of a table; None where it is absent and may be."""
+    """Reads columns of a table; None where it is absent and may be.
+
+    Optional columns may be absent, and so may features, which then are empty.
+    """
     file = find_table(folder, name)
     if file is None:
         if required:
@@ -277,9 +285,10 @@ def _read(
         )
         return None
     source = open_table(file)
-    require_columns(source, [c for c in columns if c not in optional])
+    require_columns(source, [c for c in columns if c not in {*optional, *features}])
     held = [column for column in columns if column in source.columns]
     frame = source.read(held, [column for column in held if column in text])
+    frame = add_absent_columns(frame, features, source=source.name)
     return frame, Place(source.name, source.locate)
 
 
@@ -310,10 +319,17 @@ def _load(settings: _Settings, *, apache_score: bool, labelled: bool) -> Loaded:
 
 
 def _stays(folder: Path, *, labelled: bool) -> _Stays:
-    text = (STAY, "uniquepid", "hospitalid", "age", _LABEL, *PATIENT_CATEGORIES)
-    columns = (*text, "admissionheight", "admissionweight", "hospitaladmitoffset")
-    optional = () if labelled else (_LABEL,)
-    read = _read(folder, "patient", columns, text=text, optional=optional)
+    names = (STAY, "uniquepid", "hospitalid", _LABEL)
+    numbers = ("admissionheight", "admissionweight", "hospitaladmitoffset")
+    features = ("age", *PATIENT_CATEGORIES, *numbers)
+    read = _read(
+        folder,
+        "patient",
+        (*names, *features),
+        text=(*names, "age", *PATIENT_CATEGORIES),
+        optional=() if labelled else (_LABEL,),
+        features=() if labelled else features,
+    )
     assert read is not None
     frame, place = read
     codes, names = read_names(frame[STAY], place)
@@ -422,7 +438,14 @@ def _one_row_a_stay(
     found = {name: np.full(len(stays.frame), np.nan) for name in names}
     version = ("apacheversion",) if table == "apachepatientresult" else ()
     columns = (STAY, *version, *names)
-    read = _read(folder, table, columns, text=(STAY, *version), required=labelled)
+    read = _read(
+        folder,
+        table,
+        columns,
+        text=(STAY, *version),
+        required=labelled,
+        features=() if labelled else tuple(names),
+    )
     if read is None:
         return found
     frame, place = read
@@ -475,7 +498,12 @@ def _series(settings: _Settings, stays: _Stays, labelled: bool) -> Series:
     shape = (len(stays.frame), settings.length, len(variables))
     columns = (STAY, "observationoffset", *variables)
     read = _read(
-        settings.folder, "vitalaperiodic", columns, text=(STAY,), required=labelled
+        settings.folder,
+        "vitalaperiodic",
+        columns,
+        text=(STAY,),
+        required=labelled,
+        features=() if labelled else variables,
     )
     if read is None:
         return Series(variables, np.full(shape, np.nan, np.float32))

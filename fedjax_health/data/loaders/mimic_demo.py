@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedjax_health.data.loaders.absent import warn_of_empty_columns
+from fedjax_health.data.loaders.absent import (
+    add_absent_columns,
+    warn_of_empty_columns,
+)
 from fedjax_health.data.loaders.cells import (
     as_texts,
     is_missing,
@@ -170,8 +173,8 @@ def read_mimic_demo(
 ) -> Loaded:
     """Loads stays to score, with or without outcomes; see ``load_mimic_demo``.
 
-    A stay without an outcome has no label. Tables of vitals, labs and patients may be
-    absent: what they hold is not observed.
+    A stay without an outcome has no label. Tables of vitals, labs and patients and
+    columns of features may be absent: what they hold is not observed.
 
     Raises:
       DataError: if the tables cannot be found or used.
@@ -197,8 +200,13 @@ def _load(
     else:
         folder = require_folder(path, wanted="a folder of clif_*.parquet")
     units = _first_units(folder)
-    wanted = (_STAY, _PATIENT, _LABEL, "age_at_admission", STATIC_CATEGORIES[0])
-    frame, place = _read(folder, "hospitalization", wanted, labelled=labelled)
+    frame, place = _read(
+        folder,
+        "hospitalization",
+        (_STAY, _PATIENT, _LABEL),
+        features=("age_at_admission", STATIC_CATEGORIES[0]),
+        labelled=labelled,
+    )
     frame = _once(frame, _STAY, place)
     rows = np.flatnonzero(frame[_STAY].isin(list(units)))
     frame = frame.iloc[rows].reset_index(drop=True)
@@ -239,19 +247,31 @@ def _load(
 
 
 def _read(
-    folder: Path, table: str, columns: Sequence[str], *, labelled: bool = True
+    folder: Path,
+    table: str,
+    columns: Sequence[str],
+    *,
+    features: Sequence[str] = (),
+    labelled: bool = True,
 ) -> tuple[pd.DataFrame, Place]:
-    """Reads columns of a table; ids and categories as text."""
+    """Reads columns of a table; ids and categories as text.
+
+    Where stays are scored, features and the label may be absent; the former then are
+    empty.
+    """
     file = find_table(folder, f"clif_{table}")
     if file is None:
         raise DataError(f"{folder} holds no clif_{table}.parquet")
     source = open_table(file)
-    require_columns(source, [c for c in columns if labelled or c != _LABEL])
+    columns = (*columns, *features)
+    optional = () if labelled else (_LABEL, *features)
+    require_columns(source, [name for name in columns if name not in optional])
     held = [name for name in columns if name in source.columns]
     text = [name for name in held if name.endswith(("_id", "_category", "_name"))]
     frame = source.read(held, text)
     for name in text:
         frame[name] = as_texts(frame[name])
+    frame = add_absent_columns(frame, features, source=source.name)
     return frame, Place(source.name, source.locate)
 
 
@@ -341,7 +361,13 @@ def _static(
 ) -> Static:
     known: Mapping[str, str] = {}
     if _is_there(folder, "patient", labelled=labelled):
-        people, where = _read(folder, "patient", (_PATIENT, "sex_category"))
+        people, where = _read(
+            folder,
+            "patient",
+            (_PATIENT,),
+            features=("sex_category",),
+            labelled=labelled,
+        )
         people = _once(people, _PATIENT, where)
         known = dict(zip(people[_PATIENT], people["sex_category"], strict=True))
     sexes = [known.get(person, "") for person in frame[_PATIENT]]
