@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         build_dataset,
         build_evaluation_dataset,
         data_files,
+        warn_of_repeats,
     )
     from fedjax_health.build.split import split_of
 
@@ -45,6 +46,7 @@ __all__ = [
     "prepare",
     "split_of",
     "trigger_of",
+    "warn_of_repeats",
 ]
 
 _HOMES = {
@@ -65,6 +67,7 @@ _HOMES = {
     "prepare": "prepared",
     "split_of": "split",
     "trigger_of": "attacks",
+    "warn_of_repeats": "sources",
 }
 
 

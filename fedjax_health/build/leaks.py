@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from fedjax_health.build.sources import table_roles
-from fedjax_health.config import Config
-from fedjax_health.data.leakcheck import LeakReport, leakcheck
+from fedjax_health.build.sources import ROLES, has_time, names_of, table_roles
+from fedjax_health.build.split import deal_out
+from fedjax_health.config import Config, Natural
+from fedjax_health.data.leakcheck import LeakReport, count_classes, leakcheck
 from fedjax_health.data.loaders.reading import open_table
-from fedjax_health.data.loaders.roles import REST, ColumnRoles, named_columns
+from fedjax_health.data.loaders.roles import (
+    REST,
+    ColumnRoles,
+    key_columns,
+    named_columns,
+)
 from fedjax_health.data.loaders.tabular import find_tables, load_table
-from fedjax_health.data.schema import Dataset, segment_starts
+from fedjax_health.data.schema import Dataset
+from fedjax_health.data.splits import split_dataset
 
 
 def find_leaks(settings: Config, dataset: Dataset, split: np.ndarray) -> LeakReport:
@@ -30,21 +37,31 @@ def find_leaks(settings: Config, dataset: Dataset, split: np.ndarray) -> LeakRep
     """
     table = table_roles(settings)
     unused = None
-    if table is None:
-        names = {"client": "client", "entity": "entity", "time": "time"}
-    else:
+    if table is not None:
         path, roles = table
         seen = None if settings.summarise is not None else dataset.feature_names
         unused = _unused_columns(path, roles, seen)
-        columns = {role: getattr(roles, role) for role in ("client", "entity", "time")}
-        names = {role: name for role, name in columns.items() if name is not None}
-    if dataset.num_clients < 2:
-        names.pop("client", None)
-    if len(segment_starts(dataset)) < 2:
-        names.pop("entity", None)
     return leakcheck(
-        dataset, split, unused=unused, identifiers=names, seed=settings.seed
+        dataset,
+        split,
+        unused=unused,
+        names=names_of(settings, dataset),
+        timed=has_time(settings),
+        classes=_dealt_classes(settings, dataset, split),
+        seed=settings.seed,
     )
+
+
+def _dealt_classes(
+    settings: Config, dataset: Dataset, split: np.ndarray
+) -> np.ndarray | None:
+    """Returns [clients, 2], the examples of each class that a partition deals out."""
+    if isinstance(settings.partition, Natural):
+        return None
+    # Rows are dealt by labels and streams; features would only be copied.
+    bare = dataset._replace(features={}, feature_names={})
+    dealt = deal_out(settings, split_dataset(bare, split))
+    return np.sum([count_classes(part) for part in dealt], axis=0)
 
 
 def _unused_columns(
@@ -64,8 +81,8 @@ def _unused_columns(
     used = {name for names in held.values() if names != REST for name in names}
     if REST in held.values():
         used |= set(columns) - {column for _, column in named_columns(roles)}
-    single = ("label", "attack", "client", "entity", "patient", "time")
-    used |= {column for role, column in named_columns(roles) if role in single}
+        used -= set(key_columns(roles))
+    used |= {column for role, column in named_columns(roles) if role in ROLES}
     rest = [column for column in columns if column not in used]
     if not rest:
         return None

@@ -1,6 +1,7 @@
 """A configuration names where the data comes from; here it becomes a dataset."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fedjax_health import config
 from fedjax_health.build.custom import custom_entry
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.data import hospital_sim
+from fedjax_health.data.leakcheck import repeated_times
 from fedjax_health.data.loaders import (
     eicu,
     events,
@@ -29,11 +31,16 @@ from fedjax_health.data.loaders.wustl import WUSTL_ROLES, load_wustl
 from fedjax_health.data.preprocess.logs import apply_logs, match_columns
 from fedjax_health.data.schema import (
     Dataset,
+    DataWarning,
     check_dataset,
     last_rows,
+    segment_starts,
     select_modalities,
 )
 from fedjax_health.data.summarise import summarise
+
+# What columns of a table are that are no features and are not dropped either.
+ROLES = ("label", "attack", "client", "entity", "patient", "time")
 
 
 def build_dataset(settings: Config) -> Dataset:
@@ -124,6 +131,7 @@ def build_evaluation_dataset(
     loaded = _load_other(
         settings, os.fspath(path), feature_names=names, client_names=client_names
     )
+    warn_of_repeats(settings, loaded.dataset)
     if settings.summarise is None:
         return loaded
     return _summarised_other(settings, loaded, names or {}, feature_names or {})
@@ -264,6 +272,45 @@ def table_roles(settings: Config) -> tuple[str, ColumnRoles] | None:
         case config.Table():
             return _path(data.path), _roles(data)
     return None
+
+
+def warn_of_repeats(settings: Config, dataset: Dataset):
+    """Warns of rows of one entity and one time, as the leak check does."""
+    if not has_time(settings):
+        return
+    text = repeated_times(dataset, names_of(settings, dataset))
+    if text is not None:
+        warnings.warn(text, DataWarning, stacklevel=2)
+
+
+def has_time(settings: Config) -> bool:
+    """Returns whether rows have a time, other than their order in a file."""
+    table = table_roles(settings)
+    if table is not None:
+        return table[1].time is not None
+    return not isinstance(settings.data, config.TonIot)
+
+
+def names_of(settings: Config, dataset: Dataset) -> dict[str, str]:
+    """Returns role -> column of what is no feature; nothing for what there is one of.
+
+    Args:
+      settings: the configuration.
+      dataset: its data.
+    """
+    table = table_roles(settings)
+    if table is None:
+        names = {"client": "client", "entity": "entity", "time": "time"}
+        if dataset.patient is not None:
+            names["patient"] = "patient"
+    else:
+        columns = {role: getattr(table[1], role) for role in ROLES}
+        names = {role: name for role, name in columns.items() if name is not None}
+    if dataset.num_clients < 2 and table is None:
+        names.pop("client")
+    if len(segment_starts(dataset)) < 2 and table is None:
+        names.pop("entity")
+    return names
 
 
 def _fields(data: config.Record) -> dict[str, Any]:

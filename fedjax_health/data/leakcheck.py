@@ -1,10 +1,10 @@
 """What gives the label away without detecting anything.
 
-Four questions, asked of the raw data and of its split before anything is trained. Does
-one column separate the label by itself? Do test rows occur in training to the bit? Can
-a model tell the label from client, entity, order and time alone? Is the label the same
-for all that a client has? None of the answers changes the data or stops a run: a column
-that separates the classes may be honest, and only a person can tell.
+Five questions, asked of the raw data and of its split before anything is trained. Does
+one column separate the label by itself? Do rows repeat? Do test rows occur in training
+to the bit? Can a model tell the label from client, entity, order and time alone? Is the
+label the same for all that a client has? None of the answers changes the data or stops
+a run: a column that separates the classes may be honest, and only a person can tell.
 
 Everything is drawn from a seed, and large data are looked at in samples.
 """
@@ -41,6 +41,14 @@ _FOLDS = 5
 _BINS = 64
 _CHUNK = 65_536
 _SECONDS_OF_DAY = 86_400.0
+
+_STREAMS = "keep time and ids out of the features, and split by time or patient"
+# Records of which each stands alone have nothing to be split by.
+_RECORDS = (
+    "the order of the file or who holds a record goes with the label: keep ids and row "
+    "numbers out of the features, and trust figures inside each client more than those "
+    "over all"
+)
 
 
 class Check(NamedTuple):
@@ -96,7 +104,9 @@ def leakcheck(
     split: np.ndarray,
     *,
     unused: Dataset | None = None,
-    identifiers: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    timed: bool = True,
+    classes: np.ndarray | None = None,
     seed: int = 0,
 ) -> LeakReport:
     """Searches raw data and its split for what gives the label away.
@@ -109,8 +119,11 @@ def leakcheck(
       split: ``[rows]`` of ``Part``.
       unused: the same rows with the columns that no detector sees; its modalities
         are their roles. They are shown and not judged.
-      identifiers: "client", "entity" or "time" -> its name; shown and not judged one
-        by one.
+      names: "client", "entity", "patient", "time", "label" or "attack" -> its column;
+        shown and not judged one by one.
+      timed: whether the rows have a time, other than their order in a file.
+      classes: ``[clients, 2]`` negative and positive examples of each client, where a
+        partition makes others than those of the data.
       seed: of samples and folds.
 
     Returns:
@@ -118,12 +131,14 @@ def leakcheck(
     """
     used = _columns(dataset, seed=seed)
     kept_out = [] if unused is None else _columns(unused, seed=seed)
-    kept_out += _identifiers(dataset, identifiers or {}, seed=seed)
+    kept_out += _named(dataset, names or {}, seed=seed)
+    classes = count_classes(dataset) if classes is None else classes
     checks = [
         _single_columns(used, kept_out),
+        _repeated_rows(dataset, unused, names or {}, timed=timed),
         _duplicates(dataset, split),
-        _identifiers_and_time(dataset, split, seed=seed),
-        _single_class_clients(dataset),
+        _identifiers_and_time(dataset, split, timed=timed, seed=seed),
+        _single_class_clients(classes),
     ]
     if dataset.target == "entity":
         checks.append(_shared_patients(dataset, split))
@@ -191,9 +206,10 @@ def _columns(dataset: Dataset, *, seed: int) -> list[ColumnLeak]:
     return found
 
 
-def _identifiers(
+def _named(
     dataset: Dataset, names: Mapping[str, str], *, seed: int
 ) -> list[ColumnLeak]:
+    """Judges who and when; what is the label itself has no figure."""
     examples = examples_of(dataset)
     picked = _sample(examples.num_rows, seed)
     label = examples.label[picked]
@@ -202,10 +218,14 @@ def _identifiers(
         # Entities of two clients are two, whatever their numbers; but those may have
         # been given in an order that tells.
         "entity": [(segment_ids(examples), False), (examples.entity, True)],
+        "patient": [(patients_of(examples), False), (patients_of(examples), True)],
         "time": [(examples.time, True)],
     }
     found = []
     for role, name in names.items():
+        if role not in values:
+            found.append(_leak(name, role, None))
+            continue
         areas = [
             column_auroc(
                 column[picked].astype(np.float64), label, ordered=ordered, seed=seed
@@ -258,6 +278,78 @@ def _listed(columns: list[ColumnLeak]) -> str:
     return shown + (f" and {len(columns) - 5} more" if len(columns) > 5 else "")
 
 
+def repeated_times(dataset: Dataset, names: Mapping[str, str]) -> str | None:
+    """Returns one line on rows of one entity and one time, None where there are none.
+
+    Args:
+      dataset: the rows.
+      names: "client", "entity" and "time" -> their columns.
+    """
+    again = _same_time(dataset)
+    count = int(again.sum())
+    if not count:
+        return None
+    place = names.get("entity", names.get("client"))
+    key = ", ".join(name for name in (place, names.get("time", "time")) if name)
+    text = f"{count:,} rows repeat ({key})"
+    copies = int((again & ~_distinct(_digest(dataset)[0], dataset)).sum())
+    if copies:
+        text += f", {copies:,} of them with equal features"
+    text += ": windows and delays, which are counted in rows, shift; "
+    if "entity" not in names:
+        return text + "name the column of the stream in entity, or remove copies"
+    return text + ("remove the copies" if copies else "keep one row for a time")
+
+
+def _same_time(dataset: Dataset) -> np.ndarray:
+    """Returns bool [rows]: not the first of its time in its entity."""
+    again = np.zeros(dataset.num_rows, bool)
+    again[1:] = (np.diff(dataset.time) == 0) & (np.diff(segment_ids(dataset)) == 0)
+    return again
+
+
+def _distinct(digest: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Returns bool [rows]: the first of its features, label, entity and time."""
+    keys = np.stack(
+        [
+            digest,
+            segment_ids(dataset).astype(np.uint64),
+            dataset.time.view(np.uint64),
+            dataset.label.astype(np.uint64),
+        ],
+        axis=1,
+    )
+    first = np.zeros(dataset.num_rows, bool)
+    first[np.unique(keys, axis=0, return_index=True)[1]] = True
+    return first
+
+
+def _repeated_rows(
+    dataset: Dataset,
+    unused: Dataset | None,
+    names: Mapping[str, str],
+    *,
+    timed: bool,
+) -> Check:
+    name = "repeated rows"
+    if timed:
+        text = repeated_times(dataset, names)
+        value = float(_same_time(dataset).mean()) if dataset.num_rows else 0.0
+        said = text or "no entity has two rows of one time"
+        return Check(name, value, 0.0, text is None, said)
+    digest, limit = _digest(dataset)[0], DUPLICATE_LIMIT
+    if unused is not None and unused.num_rows == dataset.num_rows:
+        digest = _mix(digest) + _digest(unused)[0]
+    # Such rows have a number for a time.
+    alike = dataset._replace(time=np.zeros(dataset.num_rows))
+    count = int((~_distinct(digest, alike)).sum())
+    value = count / max(dataset.num_rows, 1)
+    text = f"{count:,} rows repeat another one in every column"
+    if value > limit:
+        text += ": what they say counts twice; remove the copies"
+    return Check(name, value, limit, value <= limit, text)
+
+
 def _duplicates(dataset: Dataset, split: np.ndarray) -> Check:
     name, limit = "duplicates", DUPLICATE_LIMIT
     digest, observed = _digests(dataset)
@@ -276,6 +368,21 @@ def _duplicates(dataset: Dataset, split: np.ndarray) -> Check:
 
 def _digests(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns (uint64 [examples] of all features, whether any was observed)."""
+    digest, observed = _digest(dataset)
+    if dataset.target == "row" or dataset.num_rows == 0:
+        return digest, observed
+    starts = segment_starts(dataset)
+    place = (np.arange(dataset.num_rows) - starts[segment_ids(dataset)]).astype(
+        np.uint64
+    )
+    # A row counts by where in its stay it stands.
+    digest = _mix(digest + place * np.uint64(0x9E3779B97F4A7C15))
+    whole = np.add.reduceat(digest, starts, dtype=np.uint64)
+    return whole, np.logical_or.reduceat(observed, starts)
+
+
+def _digest(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (uint64 [rows] of all features, whether any was observed)."""
     generator = np.random.default_rng(0)
     digest = np.zeros(dataset.num_rows, np.uint64)
     observed = np.zeros(dataset.num_rows, bool)
@@ -294,16 +401,7 @@ def _digests(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
             digest[chunk] += _mix((bits + np.uint64(1)) * factors).sum(
                 axis=1, dtype=np.uint64
             )
-    if dataset.target == "row" or dataset.num_rows == 0:
-        return digest, observed
-    starts = segment_starts(dataset)
-    place = (np.arange(dataset.num_rows) - starts[segment_ids(dataset)]).astype(
-        np.uint64
-    )
-    # A row counts by where in its stay it stands.
-    digest = _mix(digest + place * np.uint64(0x9E3779B97F4A7C15))
-    whole = np.add.reduceat(digest, starts, dtype=np.uint64)
-    return whole, np.logical_or.reduceat(observed, starts)
+    return digest, observed
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
@@ -313,7 +411,9 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def _identifiers_and_time(dataset: Dataset, split: np.ndarray, *, seed: int) -> Check:
+def _identifiers_and_time(
+    dataset: Dataset, split: np.ndarray, *, timed: bool, seed: int
+) -> Check:
     """Trains trees on who and when alone."""
     # Imported here: a second that help and resumed runs need not wait.
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -342,7 +442,8 @@ def _identifiers_and_time(dataset: Dataset, split: np.ndarray, *, seed: int) -> 
     value = _auroc(score, positive[test])
     text = f"client, entity, order and time alone reach AUROC {value:.3f} on the test"
     if value > limit:
-        text += "; keep time and ids out of the features, and split by time or patient"
+        alone = len(segment_starts(dataset)) == dataset.num_rows
+        text += "; " + (_RECORDS if alone and not timed else _STREAMS)
     return Check(name, value, limit, value <= limit, text)
 
 
@@ -365,11 +466,15 @@ def _who_and_when(dataset: Dataset) -> np.ndarray:
     return table if dataset.target == "row" else table[last_rows(dataset)]
 
 
-def _single_class_clients(dataset: Dataset) -> Check:
-    name, limit = "single-class clients", SINGLE_CLASS_LIMIT
+def count_classes(dataset: Dataset) -> np.ndarray:
+    """Returns [clients, 2], negative and positive examples of each."""
     examples = examples_of(dataset)
-    held = np.zeros((dataset.num_clients, 2))
-    np.add.at(held, (examples.client, (examples.label > 0).astype(np.int64)), 1)
+    cell = 2 * examples.client.astype(np.int64) + (examples.label > 0)
+    return np.bincount(cell, minlength=2 * dataset.num_clients).reshape(-1, 2)
+
+
+def _single_class_clients(held: np.ndarray) -> Check:
+    name, limit = "single-class clients", SINGLE_CLASS_LIMIT
     present = held.sum(axis=1) > 0
     if present.sum() < 2:
         return Check(name, None, limit, True, "there is one client")

@@ -50,6 +50,9 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     with records.tell_warnings(progress, DataWarning):
         dataset = build.build_dataset(config)
         prepared = build.prepare(config, dataset)
+        if not leaks:
+            # A check says the same.
+            build.warn_of_repeats(config, dataset)
     train_part, population = summary(prepared.parts.train), prepared.store.num_clients
     held_out = train_part.num_clients - population
     progress.on_message(

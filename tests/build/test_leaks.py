@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from fedjax_health.build import build_dataset, find_leaks, split_of
+from fedjax_health.build import (
+    build_dataset,
+    build_evaluation_dataset,
+    find_leaks,
+    split_of,
+    warn_of_repeats,
+)
 from fedjax_health.config import parse
+from fedjax_health.data.schema import DataWarning
 
 SETTINGS = """
 window.length = 5
@@ -58,13 +65,14 @@ def test_dropped_and_unused_columns_are_shown_with_their_roles(tmp_path):
         "spare": "unused",
         "site": "client",
         "minute": "time",
+        "label": "label",
     }
     assert report.passed
     # The rows of the second reading are those of the first, in the same order.
     first = report.columns[0]
     assert (first.column, first.suspicious) == ("address", True)
     assert first.auroc == pytest.approx(1, abs=1e-3)
-    assert all(one.auroc < 0.75 for one in report.columns[1:])
+    assert all((one.auroc or 0) < 0.75 for one in report.columns[1:])
 
 
 def test_the_same_column_in_use_is_a_warning(tmp_path):
@@ -139,3 +147,65 @@ def test_wustl_addresses_give_the_label_away(data_root):
     (check,) = [one for one in report.checks if one.check == "identifiers and time"]
     assert check.value > 0.85
     assert not check.passed
+
+
+def checked(report, name):
+    (check,) = [one for one in report.checks if one.check == name]
+    return check
+
+
+def test_persons_attacks_and_keys_have_a_line_of_their_own(tmp_path):
+    lines = table(tmp_path / "t.csv").read_text().splitlines()
+    head, *rows = lines
+    told = []
+    for i, row in enumerate(rows):
+        attack = "dos" if row.endswith("1") else "normal"
+        told.append(f"{row},p{i % 40},{attack},k{i % 7}")
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join([f"{head},person,kind,key", *told]), encoding="utf-8")
+    (tmp_path / "linked.csv").write_text(
+        "key,age\n" + "".join(f"k{i},{i}\n" for i in range(7)), encoding="utf-8"
+    )
+    link = f'[{{path = "{tmp_path}/linked.csv", modality = "emr", on = ["key"]}}]'
+    report = report_of(
+        path,
+        "data.patient=person",
+        "data.attack=kind",
+        f"data.links={link}",
+        'data.modalities.flow="rest"',
+        "data.allow_missing=true",
+    )
+    roles = {one.column: one.role for one in report.columns}
+    assert set(roles) == {*head.split(","), "person", "kind", "key", "age"}
+    assert (roles["person"], roles["kind"]) == ("patient", "attack")
+    assert roles["label"] == "label"
+    assert roles["key"] == "unused"
+
+
+def test_clients_are_those_of_the_partition(tmp_path):
+    path = table(tmp_path / "t.csv")
+    changes = ("data.client=none", "data.time=none", 'data.drop=["address"]')
+    assert checked(report_of(path, *changes), "single-class clients").value is None
+    report = report_of(
+        path, *changes, "partition=contiguous", "partition.num_clients=8"
+    )
+    check = checked(report, "single-class clients")
+    assert check.value == 0
+    assert check.message.startswith("0 of 8 clients")
+
+
+def test_rows_that_stand_twice_are_named_by_their_columns(tmp_path):
+    lines = table(tmp_path / "t.csv").read_text().splitlines()
+    path = tmp_path / "twice.csv"
+    path.write_text("\n".join([*lines, *lines[1:21]]), encoding="utf-8")
+    check = checked(report_of(path), "repeated rows")
+    assert not check.passed
+    assert check.message.startswith("20 rows repeat (site, minute), 20 of them")
+    settings = parse(SETTINGS.format(path=path))
+    with pytest.warns(DataWarning, match=r"20 rows repeat \(site, minute\)"):
+        warn_of_repeats(settings, build_dataset(settings))
+    with pytest.warns(DataWarning, match="20 rows repeat"):
+        build_evaluation_dataset(settings, path)
+    check = checked(report_of(path, "data.time=none"), "repeated rows")
+    assert check.value == pytest.approx(20 / 820)
+    assert check.message.startswith("20 rows repeat another one in every column")

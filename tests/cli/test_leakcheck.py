@@ -31,7 +31,7 @@ ROLES += ("--set", "window.length=5")
 def test_a_table_as_it_is(leaky, capsys):
     assert invoke("leakcheck", leaky, *ROLES) == 0
     out = capsys.readouterr().out
-    assert out.startswith("1 of 4 checks warn (960 rows, 4 clients)\n")
+    assert out.startswith("1 of 5 checks warn (960 rows, 4 clients)\n")
     assert (
         "WARNING single column: columns give the label away: mac (AUROC 1.000)" in out
     )
@@ -53,6 +53,7 @@ def test_json_and_dropped_columns(leaky, capsys):
         "site",
         "device",
         "minute",
+        "label",
     }
 
 

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from fedjax_health.data import leakcheck as leaks
-from fedjax_health.data.leakcheck import as_record, column_auroc, leakcheck
-from fedjax_health.data.schema import Dataset, check_dataset
+from fedjax_health.data.leakcheck import (
+    as_record,
+    column_auroc,
+    leakcheck,
+    repeated_times,
+)
+from fedjax_health.data.schema import Dataset, check_dataset, take_rows
 from fedjax_health.data.splits import Part, chronological, stratified
 
 
@@ -121,11 +126,12 @@ def test_one_class_has_no_auroc():
 
 def test_clean_data_pass():
     data = streams()
-    report = leakcheck(data, split_of(data), identifiers={"client": "site"})
+    report = leakcheck(data, split_of(data), names={"client": "site"})
     assert report.passed
     assert not any(one.suspicious for one in report.columns)
     assert [one.check for one in report.checks] == [
         "single column",
+        "repeated rows",
         "duplicates",
         "identifiers and time",
         "single-class clients",
@@ -180,6 +186,86 @@ def test_columns_that_are_kept_out_are_shown_and_not_judged():
     assert report.passed
     assert column(report, "mac") == ("mac", "drop", 1.0, True)
     assert "kept out of training: mac" in named(report, "single column").message
+
+
+def test_persons_are_judged_and_what_is_the_label_is_only_listed():
+    data = stays()
+    part = stratified(data, train=0.6, validation=0.2, test=0.2)
+    names = {"patient": "person", "attack": "outcome", "label": "died"}
+    report = leakcheck(data, part, names=names)
+    assert column(report, "person").role == "patient"
+    assert 0.5 <= column(report, "person").auroc <= 0.7
+    assert column(report, "outcome") == ("outcome", "attack", None, False)
+    assert column(report, "died") == ("died", "label", None, False)
+
+
+# Repeated rows
+
+
+def again(data, rows):
+    """The data with some of its rows standing twice."""
+    return take_rows(data, np.sort(np.append(np.arange(data.num_rows), rows)))
+
+
+def test_rows_of_one_time_are_counted_and_named():
+    data = again(streams(), np.arange(100, 150))
+    check = named(
+        leakcheck(data, split_of(data), names={"entity": "device_id", "time": "at"}),
+        "repeated rows",
+    )
+    assert (check.passed, check.limit) == (False, 0)
+    assert check.value == pytest.approx(50 / 2450)
+    assert check.message == (
+        "50 rows repeat (device_id, at), 50 of them with equal features: windows and "
+        "delays, which are counted in rows, shift; remove the copies"
+    )
+    clean = streams()
+    check = named(leakcheck(clean, split_of(clean)), "repeated rows")
+    assert (check.value, check.passed) == (0, True)
+
+
+def test_rows_of_one_time_that_differ_belong_to_other_streams_or_times():
+    data = again(streams(), np.arange(100, 150))
+    data.features["flow"][:] = np.random.default_rng(9).normal(
+        size=data.features["flow"].shape
+    )
+    text = repeated_times(data, {"client": "ward", "time": "at"})
+    assert text.startswith("50 rows repeat (ward, at): windows")
+    assert "name the column of the stream in entity" in text
+    text = repeated_times(data, {"entity": "device", "time": "at"})
+    assert text.endswith("keep one row for a time")
+
+
+def test_equal_times_of_two_streams_are_no_repetition():
+    data = streams()
+    halves = data._replace(
+        entity=np.arange(2400) % 600 // 300, time=np.arange(2400) % 300 * 1.0
+    )
+    check_dataset(halves)
+    assert repeated_times(halves, {}) is None
+
+
+def test_rows_without_a_time_repeat_as_a_whole():
+    data = streams()
+    for values in data.features.values():
+        values[1::30] = values[::30]
+    data.label[1::30] = data.label[::30]
+    part = split_of(data)
+
+    def check(unused=None):
+        report = leakcheck(data, part, timed=False, unused=unused)
+        return named(report, "repeated rows")
+
+    assert check().value == pytest.approx(80 / 2400)
+    assert not check().passed
+    assert check().message.startswith("80 rows repeat another one in every column")
+    number = np.arange(2400, dtype=np.float32)[:, None]
+    # A row number that is dropped tells them apart; one of pairs does not.
+    for values, count in ((number, 0), (number // 30, 80)):
+        unused = data._replace(
+            features={"drop": values}, feature_names={"drop": ("id",)}, categories={}
+        )
+        assert check(unused).value == pytest.approx(count / 2400)
 
 
 # Duplicates
@@ -270,6 +356,26 @@ def test_a_label_that_follows_who_or_when_is_found(what):
     assert not check.passed
 
 
+@pytest.mark.parametrize(
+    ("alone", "timed", "advice"),
+    [
+        (False, True, "split by time or patient"),
+        (True, True, "split by time or patient"),
+        (True, False, "trust figures inside each client"),
+    ],
+)
+def test_advice_fits_streams_and_records(alone, timed, advice):
+    data = streams()
+    label = (data.time % 40 < 8).astype(np.float32)
+    data = data._replace(label=label)
+    if alone:
+        data = data._replace(entity=np.arange(data.num_rows))
+    part = stratified(data, train=0.6, validation=0.1, test=0.3, unit="row")
+    check = named(leakcheck(data, part, timed=timed), "identifiers and time")
+    assert not check.passed
+    assert advice in check.message
+
+
 def test_parts_of_one_class_cannot_be_judged():
     data = streams()
     part = split_of(data)
@@ -293,6 +399,15 @@ def test_clients_of_one_class_are_found():
     assert "1 of 4 clients" in check.message
     check = named(leakcheck(one := streams(clients=1), split_of(one)), check.check)
     assert (check.value, check.passed) == (None, True)
+
+
+def test_clients_that_a_partition_makes_are_the_ones_that_count():
+    data = streams(clients=1)
+    classes = np.asarray([[100, 0], [50, 50], [0, 100]])
+    report = leakcheck(data, split_of(data), classes=classes)
+    check = named(report, "single-class clients")
+    assert (check.value, check.passed) == (pytest.approx(200 / 300), False)
+    assert "2 of 3 clients hold one class" in check.message
 
 
 def stays(*, total=200, rows=3, seed=0):
@@ -337,7 +452,7 @@ def test_a_stay_counts_once_by_its_last_observed_value():
     data.features["x"][:, 0] = np.nan
     data.features["x"][1::3, 0] = data.label[1::3]
     data.features["x"][0::3, 0] = 1 - data.label[0::3]
-    report = leakcheck(data, part, identifiers={"entity": "stay"})
+    report = leakcheck(data, part, names={"entity": "stay"})
     assert column(report, "pulse").auroc == 1
     assert column(report, "stay").auroc < 0.6
 
