@@ -12,6 +12,7 @@ from fedjax_health.config import parse
 from fedjax_health.evaluate import evaluate
 from fedjax_health.evaluate.detector import read_detector
 from fedjax_health.metrics import host
+from fedjax_health.report.records import read_folder
 from tests import tiny
 
 RECORDS = """
@@ -296,6 +297,11 @@ def test_all_rows_are_scored_and_those_with_labels_measured(finished, tmp_path):
     assert f"labels of {known.sum()} examples" in said
     figures = records.read_json(tmp_path / "2" / "figures.json")
     assert figures["rows"] == known.sum()
+    # A report of the folder tells the two apart, and finds the configuration.
+    view = read_folder(tmp_path / "2")
+    assert view.predictions is not None
+    np.testing.assert_array_equal(view.predictions.label >= 0, known)
+    assert view.config["model"]["kind"] == "mlp"
     assert result["metrics"]["auroc"] == pytest.approx(
         host.auroc(scores["score"][known], frame["label"][known])
     )
