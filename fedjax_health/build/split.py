@@ -5,7 +5,12 @@ import numpy as np
 from fedjax_health import config
 from fedjax_health.config import Config
 from fedjax_health.data import partition, splits
-from fedjax_health.data.schema import Dataset, separate_rows
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    segment_starts,
+    separate_rows,
+)
 from fedjax_health.data.splits import Parts
 
 
@@ -17,23 +22,8 @@ def split_of(settings: Config, dataset: Dataset) -> np.ndarray:
     """
     split = settings.split
     match split:
-        case config.Chronological():
-            return splits.chronological(
-                dataset,
-                train=split.train,
-                validation=split.validation,
-                test=split.test,
-                embargo=_embargo(settings, split.embargo),
-                scope=split.scope,
-            )
-        case config.EpisodeBlocks():
-            return splits.episode_blocks(
-                dataset,
-                block=split.block,
-                fractions=split.fractions,
-                embargo=_embargo(settings, split.embargo),
-                seed=_seed(settings, split.seed),
-            )
+        case config.Chronological() | config.EpisodeBlocks():
+            return _split_streams(settings, dataset, split)
         case config.Stratified():
             return splits.stratified(
                 dataset,
@@ -63,10 +53,54 @@ def split_of(settings: Config, dataset: Dataset) -> np.ndarray:
             )
 
 
-def _embargo(settings: Config, embargo: int | None) -> int:
-    if embargo is not None:
-        return embargo
-    return settings.window.length if settings.window.length > 1 else 0
+def _split_streams(
+    settings: Config,
+    dataset: Dataset,
+    split: config.Chronological | config.EpisodeBlocks,
+) -> np.ndarray:
+    """Cuts streams by time, a window apart unless the embargo says otherwise.
+
+    Raises:
+      DataError: as the splits do; of the window, where no one asked for an embargo.
+    """
+    length = settings.window.length if settings.window.length > 1 else 0
+    if split.embargo is not None:
+        return _cut_streams(settings, dataset, split, split.embargo)
+    try:
+        return _cut_streams(settings, dataset, split, length)
+    except DataError:
+        # Where it fails without an embargo too, the window is not to blame.
+        _cut_streams(settings, dataset, split, 0)
+    longest = int(np.diff(np.append(segment_starts(dataset), dataset.num_rows)).max())
+    raise DataError(
+        f"window.length is {length:,} and the longest stream has {longest:,} rows: a "
+        "window's rows are left out where parts meet, and too few are left; use a "
+        "shorter window (--set window.length=N), or set split.embargo"
+    )
+
+
+def _cut_streams(
+    settings: Config,
+    dataset: Dataset,
+    split: config.Chronological | config.EpisodeBlocks,
+    embargo: int,
+) -> np.ndarray:
+    if isinstance(split, config.Chronological):
+        return splits.chronological(
+            dataset,
+            train=split.train,
+            validation=split.validation,
+            test=split.test,
+            embargo=embargo,
+            scope=split.scope,
+        )
+    return splits.episode_blocks(
+        dataset,
+        block=split.block,
+        fractions=split.fractions,
+        embargo=embargo,
+        seed=_seed(settings, split.seed),
+    )
 
 
 def _seed(settings: Config, seed: int | None) -> int:

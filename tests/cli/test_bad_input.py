@@ -227,6 +227,20 @@ def test_a_split_that_leaves_nothing(refused):
     assert "the split leaves no rows for train" in refused("split.embargo=100")
 
 
+@pytest.mark.parametrize("scope", ["client", "entity"])
+def test_a_window_longer_than_the_streams(refused, scope):
+    text = refused(f"split.scope={scope}", "window.length=5000")
+    assert text.startswith("window.length is 5,000 and the longest stream has 120 rows")
+    assert "--set window.length=N" in text
+
+
+def test_a_window_is_not_blamed_for_what_fails_without_it(refused, workplace):
+    frame = pd.read_csv("ward.csv")
+    frame.loc[frame.minute < 72, "label"] = 0
+    frame.to_csv("ward.csv", index=False)
+    assert "training rows are negative" in refused("window.length=50")
+
+
 # Configurations
 
 
