@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from fedjax_health.build.attacks import trigger_of
     from fedjax_health.build.detector import build_loss, build_model
-    from fedjax_health.build.leaks import find_leaks
+    from fedjax_health.build.leaks import find_leaks, guess_columns
     from fedjax_health.build.plan import build_plan
     from fedjax_health.build.prepared import Prepared, prepare
     from fedjax_health.build.sources import (
@@ -41,6 +41,7 @@ __all__ = [
     "build_sampling",
     "data_files",
     "find_leaks",
+    "guess_columns",
     "initial_params",
     "malicious_clients",
     "prepare",
@@ -62,6 +63,7 @@ _HOMES = {
     "build_sampling": "algorithm",
     "data_files": "sources",
     "find_leaks": "leaks",
+    "guess_columns": "leaks",
     "initial_params": "algorithm",
     "malicious_clients": "algorithm",
     "prepare": "prepared",

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedjax_health.build.sources import ROLES, has_time, names_of, table_roles
 from fedjax_health.build.split import deal_out
-from fedjax_health.config import Config, Natural
+from fedjax_health.config import Config, Natural, Table
 from fedjax_health.data.leakcheck import LeakReport, count_classes, leakcheck
+from fedjax_health.data.loaders.guess import guess_roles
 from fedjax_health.data.loaders.reading import open_table
 from fedjax_health.data.loaders.roles import (
     REST,
@@ -50,6 +51,25 @@ def find_leaks(settings: Config, dataset: Dataset, split: np.ndarray) -> LeakRep
         classes=_dealt_classes(settings, dataset, split),
         seed=settings.seed,
     )
+
+
+def guess_columns(settings: Config) -> Config:
+    """Returns the configuration of a table of whose columns nothing is said.
+
+    Raises:
+      DataError: if the table cannot be read.
+    """
+    table = table_roles(settings)
+    if table is None or not isinstance(settings.data, Table):
+        return settings
+    roles = guess_roles(*table)
+    data = msgspec.structs.replace(
+        settings.data,
+        time=roles.time,
+        categorical=roles.categorical,
+        allow_missing=roles.allow_missing,
+    )
+    return msgspec.structs.replace(settings, data=data)
 
 
 def _dealt_classes(

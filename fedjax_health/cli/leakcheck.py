@@ -32,17 +32,33 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     if options.config is None and options.path is not None:
         if options.seed is not None:
             changes.append(f"seed={options.seed}")
-        config = parse(_TABLE, changes)
+        given = parse(_TABLE, changes)
+        config = build.guess_columns(given)
     else:
-        config = load(options.config or "demo", changes, seed=options.seed)
+        given = config = load(options.config or "demo", changes, seed=options.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = build.build_dataset(config)
+    _tell_guesses(given.data, config.data)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     split = build.split_of(config, dataset)
     found = as_record(build.find_leaks(config, dataset, split))
     return {"rows": dataset.num_rows, "clients": dataset.num_clients, **found}
+
+
+def _tell_guesses(given: Any, taken: Any):
+    """Says which columns were taken for what nobody had called them."""
+    if not hasattr(given, "categorical"):
+        return
+    told = []
+    if taken.time != given.time:
+        told.append(f"as the time: {taken.time}")
+    words = [name for name in taken.categorical if name not in given.categorical]
+    if words:
+        told.append(f"as categories: {', '.join(words)}")
+    if told:
+        print(f"taken {'; '.join(told)}", file=sys.stderr)
 
 
 def present(result: dict[str, Any], stream: TextIO):

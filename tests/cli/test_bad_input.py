@@ -184,6 +184,22 @@ def test_a_bad_cell_is_named(refused, workplace, changes, parts):
     assert all(part in text for part in ("ward.csv", *parts)), text
 
 
+def test_columns_of_words_are_named_together(refused):
+    frame = pd.read_csv("ward.csv")
+    frame["ward"] = np.where(frame.minute % 2, "icu", "general")
+    frame["day"] = "2025-03-01"
+    frame["address"] = "10.0.0.1"
+    frame.to_csv("ward.csv", index=False)
+    assert refused() == (
+        "ward.csv: 3 columns are no numbers: 'ward' ('general' in line 2), 'address' "
+        "('10.0.0.1' in line 2): list words in categorical and identifiers in drop; "
+        "'day' (2025-03-01 in line 2): name the column of the time in time, or drop "
+        "dates"
+    )
+    named = ('data.categorical=["ward"]', 'data.drop=["address"]')
+    assert "line 2, column 'day': 2025-03-01 is not a number" in refused(*named)
+
+
 @pytest.mark.parametrize("label", ["0", "1"])
 def test_a_label_with_one_class(refused, workplace, label):
     rows = len(tiny.table_lines())

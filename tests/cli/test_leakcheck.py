@@ -100,6 +100,49 @@ def test_warnings_of_the_loader_are_lines_on_stderr(leaky, capsys):
     assert "'gone'" in line
 
 
+def hospital(tmp_path, *, label="alarm"):
+    """A CSV as a hospital exports it: dates, words, gaps, and a label of two words."""
+    lines = [f"row,timestamp,ward_type,address,pulse,note,checked,{label}"]
+    for i in range(400):
+        alarm = i % 10 > 6
+        lines.append(
+            f"{i * 37 % 400},2025-03-{1 + i // 24:02d} {i % 24:02d}:00:00,"
+            f"{('icu', 'general')[i % 2]},10.0.0.{i % 7},"
+            f"{'' if i % 9 == 0 else 60 + i % 13},{'a, b' if i % 5 else ''},"
+            f"2025-03-01,{('no', 'yes')[alarm]}".replace("a, b", '"a, b"')
+        )
+    return tiny.write_table(tmp_path / "ward.csv", lines)
+
+
+def test_words_and_dates_are_found_where_no_one_names_them(tmp_path, capsys):
+    path = hospital(tmp_path)
+    arguments = ("leakcheck", path, "--set", "data.label=alarm", "--json")
+    positive = ("--set", 'data.positive=["yes"]')
+    assert invoke(*arguments, *positive) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "taken as the time: timestamp; as categories: ward_type, address, note, checked"
+    ]
+    roles = {c["column"]: c["role"] for c in json.loads(captured.out)["columns"]}
+    assert set(roles) == set(path.read_text().split("\n", 1)[0].split(","))
+    assert roles["timestamp"] == "time"
+    assert roles["ward_type"] == "features"
+    # What is named stays what it is named.
+    assert invoke(*arguments, *positive, "--set", "data.time=row") == 0
+    captured = capsys.readouterr()
+    assert "as the time" not in captured.err
+    roles = {c["column"]: c["role"] for c in json.loads(captured.out)["columns"]}
+    assert (roles["row"], roles["timestamp"]) == ("time", "features")
+
+
+def test_a_label_of_words_is_one_message_with_the_values(tmp_path, capsys):
+    path = hospital(tmp_path)
+    assert invoke("leakcheck", path, "--set", "data.label=alarm") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the column holds 'no', 'yes'" in line
+    assert """--set 'data.positive=["yes"]'""" in line
+
+
 def test_tables_are_checked_without_jax(leaky):
     program = (
         "import sys; from fedjax_health.cli.main import execute; "

@@ -1,5 +1,6 @@
 """Columns of a table as numbers, labels, names and times, each bad cell refused."""
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,10 @@ from fedjax_health.data.loaders.reading import MISSING, Place, shorten, suggest
 from fedjax_health.data.schema import DataError
 
 _EPOCH = pd.Timestamp(0, tz="UTC")
+# 2025-01-31, 2025/1/31 or 31.01.2025, whatever follows; no address and no number.
+_DATE = (
+    r"(\d{4}-\d{1,2}-\d{1,2}|\d{4}/\d{1,2}/\d{1,2}|\d{1,2}[./-]\d{1,2}[./-]\d{4})(?!\d)"
+)
 
 
 def as_text(value: object) -> str:
@@ -144,9 +149,15 @@ def read_label(
         elif number in (0.0, 1.0):
             values[code] = number
         else:
+            held = [t for t in texts if not is_missing(t)]
+            counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+            # Of two values that of an attack is nearly always the rarer one.
+            rare = min(held, key=lambda t: counts[texts.index(t)])
             raise DataError(
                 f"{place.cell(_first(codes, code), column)}: label {text!r} is not 0 "
-                "or 1; list the positive values in positive"
+                f"or 1; the column holds {shorten([repr(t) for t in held], limit=6)}: "
+                "list the positive values in positive, such as "
+                f"--set 'data.positive=[{json.dumps(rare)}]'"
             )
     if not unknown and np.any(codes == -1):
         raise DataError(
@@ -243,7 +254,7 @@ def read_times(
         row = int(np.argmax(bad))
         expected = f"a time of format {time_format!r}" if time_format else "a time"
         raise DataError(
-            f"{place.cell(row, column)}: {_shown(series.iloc[row])} is not {expected}; "
+            f"{place.cell(row, column)}: {shown(series.iloc[row])} is not {expected}; "
             "correct it, give time_format, or leave time out to use the file's order"
         )
     return values, dated
@@ -281,7 +292,8 @@ def parse_numbers(texts: pd.Series) -> np.ndarray:
     return np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Returns a cell for a message: text in quotes."""
     return repr(value) if isinstance(value, str) else str(value)
 
 
@@ -304,11 +316,26 @@ def read_numbers(
     Raises:
       DataError: for a cell that is no number.
     """
+    numbers, row = _numbers(series)
+    if row is not None:
+        raise DataError(
+            f"{place.cell(row, str(series.name))}: {shown(series.iloc[row])} is not a "
+            f"number; {remedy}"
+        )
+    return numbers
+
+
+def first_word(series: pd.Series) -> int | None:
+    """Returns the first row whose cell is neither empty nor a number, or None."""
+    return _numbers(series)[1]
+
+
+def _numbers(series: pd.Series) -> tuple[np.ndarray, int | None]:
     dtype = series.dtype
     if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(
         dtype
     ):
-        return series.to_numpy(np.float64, na_value=np.nan)
+        return series.to_numpy(np.float64, na_value=np.nan), None
     texts = as_texts(series)
     missing = texts.str.casefold().isin(MISSING).to_numpy(bool)
     numbers = parse_numbers(texts)
@@ -316,13 +343,20 @@ def read_numbers(
         numbers[:] = np.nan
     numbers[missing] = np.nan
     bad = np.isnan(numbers) & ~missing
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{place.cell(row, str(series.name))}: {_shown(series.iloc[row])} is not a "
-            f"number; {remedy}"
-        )
-    return numbers
+    return numbers, int(np.argmax(bad)) if bad.any() else None
+
+
+def holds_dates(series: pd.Series) -> bool:
+    """Returns whether every cell is a date, and none is empty."""
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        return not series.isna().any()
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        return False
+    texts = as_texts(series)
+    if not texts.str.match(_DATE).all():
+        return False
+    values, dated = _times(series, None)
+    return dated and bool(np.isfinite(values).all())
 
 
 def as_float32(numbers: np.ndarray, column: str, place: Place) -> np.ndarray:

@@ -20,6 +20,8 @@ from fedjax_health.data.loaders.absent import (
 )
 from fedjax_health.data.loaders.cells import (
     as_float32,
+    first_word,
+    holds_dates,
     index_names,
     read_attack,
     read_categories,
@@ -28,6 +30,7 @@ from fedjax_health.data.loaders.cells import (
     read_numbers,
     read_times,
     refuse_one_class,
+    shown,
 )
 from fedjax_health.data.loaders.links import join_link
 from fedjax_health.data.loaders.loaded import FeatureNames, Loaded
@@ -371,6 +374,7 @@ def _build(
     patient = None
     if roles.patient is not None:
         patient, _ = read_names(table.columns[roles.patient], place)
+    _refuse_words(table, modalities, roles)
     features, categories = {}, {}
     for name, names in modalities.items():
         features[name], categories[name] = _features(table, names, roles)
@@ -515,6 +519,34 @@ def _features(
             )
         result[:, position] = values
     return result, categories
+
+
+def _refuse_words(
+    table: _Table, modalities: dict[str, tuple[str, ...]], roles: ColumnRoles
+) -> None:
+    """Refuses two columns or more that are no numbers, all of them in one line."""
+    found, dates = [], []
+    for name in (name for names in modalities.values() for name in names):
+        series = table.columns.get(name)
+        if series is None or name in roles.categorical:
+            continue
+        row = first_word(series)
+        if row is None:
+            continue
+        place = table.place.locate(row)
+        (dates if holds_dates(series) else found).append(
+            f"{name!r} ({shown(series.iloc[row])} in {place})"
+        )
+    if len(found) + len(dates) < 2:
+        # What reads the column says it.
+        return
+    text = f"{table.place.source}: {len(found) + len(dates)} columns are no numbers: "
+    if found:
+        text += f"{shorten(found)}: list words in categorical and identifiers in drop"
+    if dates:
+        text += "; " if found else ""
+        text += f"{shorten(dates)}: name the column of the time in time, or drop dates"
+    raise DataError(text)
 
 
 def _median_step(dataset: Dataset) -> float | None:
