@@ -165,8 +165,8 @@ def write(path: Path, *, hidden: int = HIDDEN) -> None:
     """Writes scikit-learn's digits as ``build`` prepares them."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    data = build(bunch.data, bunch.target, hidden=hidden)
+    x, label = load_digits(return_X_y=True)
+    data = build(x, label, hidden=hidden)
     np.savez(path, **data._asdict() | {"params": np.array(0)}, **data.params)
 
 

@@ -1,19 +1,20 @@
-"""Worker: a share of the robustness grid by our engine, cold, in one program.
+"""Worker: the robustness grid by our engine, cold, in one program.
 
-``python -m benchmarks.ours_grid DATA --part 0/2 --steps 500`` trains the cells of one
-share and prints one JSON object. The driver starts one such process per core.
+``python -m benchmarks.ours_grid DATA --steps 800`` trains the cells and prints one JSON
+object.
 
 What differs between cells is a number of the plan's state: the attack's strength, which
 attack and which rule, the malicious clients that are there, seed and initial
-parameters. One compiled program, a ``scan`` over rounds of ``step``, so serves all
-cells of the share; a rule with a static f is one branch for each f.
+parameters. One compiled program, a ``scan`` over rounds of ``step``, so serves the
+whole grid; a rule with a static f is one branch for each f. Cells run side by side, one
+thread per core.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,33 +24,6 @@ import numpy as np
 from benchmarks import digits, protocol
 
 SLOTS = digits.HONEST + max(digits.FRACTIONS)
-
-COST = {
-    "mean": 1.0,
-    "median": 1.1,
-    "geometric_median": 1.2,
-    "trimmed_mean": 1.3,
-    "nnm_trimmed_mean": 1.6,
-}
-"""What a defence costs beside the mean, compilation included: to deal it to cores."""
-
-
-def shares(parts: int) -> list[list[digits.Cell]]:
-    """Deals the grid to processes of about equal work.
-
-    A defence stays in one process, for which it is compiled; the mean's cells, whose
-    compilation costs next to nothing, fill up what is left.
-    """
-    dealt: list[list[digits.Cell]] = [[] for _ in range(parts)]
-    load = [0.0] * parts
-    for defence in sorted(COST, key=lambda name: -COST[name]):
-        of_defence = [cell for cell in digits.cells() if cell.defence == defence]
-        size = 1 if defence == "mean" else len(of_defence)
-        for first in range(0, len(of_defence), size):
-            part = load.index(min(load))
-            dealt[part] += of_defence[first : first + size]
-            load[part] += COST[defence] * size
-    return dealt
 
 
 def _build_loss():
@@ -218,6 +192,7 @@ def train(
     import fedjax_health as fh
     from fedjax_health.data.sampling import cohort_of
     from fedjax_health.data.store import from_arrays, to_examples
+    from fedjax_health.engine.devices import available_cores
 
     clock.lap("import")
     # A malicious client has data like anyone; these attacks do not look at what it
@@ -297,7 +272,12 @@ def train(
     clock.lap("trace")
     compiled = lowered.compile()
     clock.lap("compile")
-    trained = jax.device_get([compiled(*arguments(cell)) for cell in cells])
+
+    def one(cell: digits.Cell):
+        return jax.device_get(compiled(*arguments(cell)))
+
+    with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
+        trained = list(pool.map(one, cells))
     clock.lap("run")
     return trained, clock.laps
 
@@ -305,17 +285,11 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--part", default="0/1", help="NUMBER/OF, the share to train")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--exact", type=Path, help="whole clients; parameters to here")
     args = parser.parse_args()
-    part, parts = (int(number) for number in args.part.split("/"))
-    if hasattr(os, "sched_setaffinity"):
-        # One core each: XLA's threads then do not wait for one another.
-        mine = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {mine[part % len(mine)]})
     data = digits.read(args.data)
-    cells = shares(parts)[part]
+    cells = digits.cells()
     size = digits.BATCH_SIZE
     if args.exact is not None:
         cells = [cell for cell in cells if cell.seed == digits.SEEDS[0]]

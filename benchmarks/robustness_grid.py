@@ -4,8 +4,8 @@
 digits: both train the same MLP from the same initial parameters on the same clients,
 as many steps, and report the final test accuracy of every cell.
 
-Ours is timed whole and cold: from the start of its processes, one per core, to the
-last accuracy, with imports and compilation and without a cache on disk. ByzFL takes
+Ours is timed whole and cold: from the start of its process to the last accuracy, with
+imports and compilation and without a cache on disk. ByzFL takes
 many times as long; by default a random part of its cells is timed in each repeat, in
 one process as its documentation trains and in one process per core, and its time for
 the grid is extrapolated. With ``--full`` it trains the whole grid in both ways.
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import digits, environments, machine, ours_grid, protocol
+from benchmarks import digits, environments, machine, protocol
 
 STEPS = 800
 """As many as in the figures that ByzFL's documentation prints, on MNIST."""
@@ -44,12 +44,8 @@ TOLERANCE = 1e-3
 _T = 4.303
 
 
-def _cores() -> int:
-    return machine.describe()["cores"]
-
-
-def run_ours(data: Path, *, steps: int, parts: int, cache: Path | None = None):
-    """Trains the whole grid in cold processes; returns wall seconds and reports."""
+def run_ours(data: Path, *, steps: int, cache: Path | None = None):
+    """Trains the whole grid in a cold process; returns wall seconds and its report."""
     variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
     if cache is None:
         variables["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -58,25 +54,18 @@ def run_ours(data: Path, *, steps: int, parts: int, cache: Path | None = None):
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, "-m", "benchmarks.ours_grid", str(data)]
     begun = time.perf_counter()
-    running = [
-        subprocess.Popen(
-            [*command, "--part", f"{part}/{parts}", "--steps", str(steps)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=protocol.ROOT,
-            env=variables,
-            text=True,
-        )
-        for part in range(parts)
-    ]
-    with concurrent.futures.ThreadPoolExecutor(parts) as pool:
-        said = list(pool.map(lambda process: process.communicate(), running))
+    done = subprocess.run(
+        [*command, "--steps", str(steps)],
+        capture_output=True,
+        cwd=protocol.ROOT,
+        env=variables,
+        text=True,
+    )
     seconds = time.perf_counter() - begun
-    for process, (_, errors) in zip(running, said, strict=True):
-        if process.returncode:
-            words = "\n".join(errors.strip().splitlines()[-12:])
-            raise protocol.WorkerError(f"our grid failed; its last words:\n{words}")
-    return seconds, [json.loads(out) for out, _ in said]
+    if done.returncode:
+        words = "\n".join(done.stderr.strip().splitlines()[-12:])
+        raise protocol.WorkerError(f"our grid failed; its last words:\n{words}")
+    return seconds, json.loads(done.stdout)
 
 
 def _start_theirs(name: str, data: Path, env_root: Path) -> protocol.Worker:
@@ -226,7 +215,7 @@ def measure(
     data = folder / "digits.npz"
     digits.write(data, hidden=hidden)
     grid = digits.cells()
-    cores = _cores()
+    cores = machine.describe()["cores"]
     blocks = digits.blocks(seed)
     ready = environments.is_ready("byzfl", env_root)
     report: dict[str, Any] = {}
@@ -237,20 +226,14 @@ def measure(
     workers: list[protocol.Worker] = []
 
     def ours_once() -> None:
-        seconds, made = run_ours(data, steps=steps, parts=cores)
+        seconds, made = run_ours(data, steps=steps)
         times["ours"].append(seconds)
-        cpu["ours"].append(sum(part["cpu_seconds"] for part in made))
-        for part in made:
-            own.update(part["accuracy"])
-        report.setdefault("ours", {"processes": []})
-        report["ours"]["processes"].append(
-            [
-                {k: part[k] for k in ("phases", "cpu_seconds", "peak_rss_bytes")}
-                | {"cells": len(part["accuracy"])}
-                for part in made
-            ]
-        )
-        report["versions"] = report.get("versions", {}) | made[0]["versions"]
+        cpu["ours"].append(made["cpu_seconds"])
+        own.update(made["accuracy"])
+        report.setdefault("ours", {"runs": []})
+        kept = ("phases", "cpu_seconds", "peak_rss_bytes")
+        report["ours"]["runs"].append({name: made[name] for name in kept})
+        report["versions"] = report.get("versions", {}) | made["versions"]
         say(f"ours: the grid in {seconds:.1f} s")
 
     def theirs_once(how: str, cells: list[digits.Cell]) -> None:
@@ -305,8 +288,8 @@ def measure(
     report["ours"]["grid_cpu_seconds"] = _spread(cpu["ours"])
     if cached:
         cache = folder / "cache"
-        run_ours(data, steps=steps, parts=cores, cache=cache)
-        seconds, _ = run_ours(data, steps=steps, parts=cores, cache=cache)
+        run_ours(data, steps=steps, cache=cache)
+        seconds, _ = run_ours(data, steps=steps, cache=cache)
         report["ours"]["grid_seconds_with_cache_on_disk"] = seconds
         say(f"ours: with its programs in a cache on disk in {seconds:.1f} s")
     report["ours"]["accuracy"] = own
@@ -354,11 +337,11 @@ def summary(report: dict[str, Any]) -> str:
         return f"  {name:44}{value:>9.1f} {unit} ({low:.1f}-{high:.1f})"
 
     lines.append(line("ours, cold", ours["grid_seconds"], "s"))
-    for number, process in enumerate(ours["processes"][-1]):
-        laps = ", ".join(
-            f"{name} {lap['seconds']:.1f}" for name, lap in process["phases"].items()
-        )
-        lines.append(f"    process {number}, {process['cells']} cells: {laps}")
+    laps = ", ".join(
+        f"{name} {lap['seconds']:.1f}"
+        for name, lap in ours["runs"][-1]["phases"].items()
+    )
+    lines.append(f"    the last time: {laps}")
     theirs = report["byzfl"]
     if "ratio" not in report:
         return "\n".join([*lines, f"  {theirs['status']}: {theirs['make_it_with']}"])
@@ -435,8 +418,7 @@ def main() -> int:
             "similarity": digits.SIMILARITY,
             "repeats": 1 if args.full else args.repeats,
             "seed": args.seed,
-            "ours": "cold: processes started, programs compiled, no cache on disk",
-            "ours_processes": len(ours_grid.shares(_cores())),
+            "ours": "cold: process started, program compiled, no cache on disk",
         },
     }
     try:

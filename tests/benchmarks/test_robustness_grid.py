@@ -59,16 +59,6 @@ def test_blocks_make_up_the_grid_and_hold_every_attack_on_every_defence():
     assert digits.cell_of(digits.cells()[7].name) == digits.cells()[7]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_shares_make_up_the_grid(parts):
-    dealt = ours_grid.shares(parts)
-    assert len(dealt) == parts
-    assert sorted(cell for part in dealt for cell in part) == sorted(digits.cells())
-    for defence in set(digits.DEFENCES) - {"mean"}:
-        holders = [p for p in dealt if any(c.defence == defence for c in p)]
-        assert len(holders) == 1
-
-
 def np_gradient(params, x, label):
     hidden = np.maximum(x @ params["w1"] + params["b1"], 0)
     logits = hidden @ params["w2"] + params["b2"]
@@ -145,7 +135,7 @@ def test_agreement_takes_the_seed_as_its_unit():
 
 def test_a_process_that_fails_is_heard():
     with pytest.raises(protocol.WorkerError, match="no-such-file"):
-        robustness_grid.run_ours(Path("no-such-file.npz"), steps=1, parts=1)
+        robustness_grid.run_ours(Path("no-such-file.npz"), steps=1)
 
 
 def test_the_grid_itself_needs_numpy_alone():
