@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,26 +197,51 @@ def sweep_folder(root: StrPath) -> SweepFolder:
 
 
 def check_unused(root: StrPath):
-    """Refuses an output folder in use.
+    """Refuses an output folder in use, or one that could not be made.
 
     Args:
       root: the folder; it may be absent or empty.
 
     Raises:
-      RunFolderError: if it is a file or holds anything.
+      RunFolderError: if it is a file, holds anything or cannot be written to.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise RunFolderError(f"{root}: is a file; name a folder (--out FOLDER)")
     if root.is_dir() and any(entry.name != ".lock" for entry in root.iterdir()):
+        run, sweep = run_folder(root), sweep_folder(root)
+        for kind, done in (("run", run.result), ("sweep", sweep.results)):
+            if done.is_file():
+                raise RunFolderError(
+                    f"{root}: output folder in use: it holds a finished {kind}; name "
+                    "another (--out FOLDER)"
+                )
         way_out = (
             f"go on with it (fedjax-health resume {root})"
-            if run_folder(root).config.is_file() or sweep_folder(root).sweep.is_file()
+            if run.config.is_file() or sweep.sweep.is_file()
             else "empty it"
         )
         raise RunFolderError(
             f"{root}: output folder in use: {way_out} or name another (--out FOLDER)"
         )
+    _check_writable(root)
+
+
+def _check_writable(root: Path):
+    """Refuses a folder that cannot be made, before hours are spent on what goes there.
+
+    Whether a folder can be made is only known when one has been made: rights alone do
+    not tell, for the superuser least of all.
+    """
+    place = root.absolute()
+    while not os.path.exists(place):
+        place = place.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", suffix=files.TEMPORARY, dir=place))
+    except OSError as error:
+        raise RunFolderError(
+            f"{root}: cannot be created: {error.strerror}; name another (--out FOLDER)"
+        ) from error
 
 
 def create_folder(root: StrPath) -> RunFolder:

@@ -48,6 +48,39 @@ def test_a_foreign_folder_is_refused_without_an_offer_to_resume(tmp_path):
     assert names_in(tmp_path) == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("result.json", "run"), ("results.parquet", "sweep")]
+)
+def test_a_finished_folder_is_no_folder_to_go_on_with(tmp_path, name, kind):
+    for file in ("config.toml", "sweep.toml", name):
+        (tmp_path / file).write_text("")
+    with pytest.raises(RunFolderError) as caught:
+        records.check_unused(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: output folder in use: it holds a finished {kind}; name another "
+        "(--out FOLDER)"
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_nothing_is_left(
+    tmp_path, monkeypatch
+):
+    records.check_unused(tmp_path / "a" / "b")
+    assert names_in(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"run: cannot be created: Not a dir"):
+        records.check_unused(tmp_path / "file" / "run")
+
+    def forbid(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(os, "mkdir", forbid)
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
+        with pytest.raises(RunFolderError, match="cannot be created: Permission"):
+            records.check_unused(folder)
+
+
 def test_absent_and_empty_folders_are_unused(tmp_path):
     records.check_unused(tmp_path)
     records.check_unused(tmp_path / "new" / "deeper")

@@ -371,7 +371,7 @@ def test_the_best_round_is_the_one_that_is_scored(run):
 
 def test_a_folder_in_use_is_refused_and_left_alone(run, table):
     before = run().bytes()
-    with pytest.raises(RunFolderError, match="output folder in use: go on with it"):
+    with pytest.raises(RunFolderError, match="in use: it holds a finished run; name"):
         training.train(run().config, run().paths.root, records.SILENT)
     assert run().bytes() == before
 
