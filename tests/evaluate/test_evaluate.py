@@ -23,6 +23,8 @@ from fedjax_health.evaluate.frame import top_features
 from fedjax_health.evaluate.scoring import Weights, weights_of_client
 from fedjax_health.metrics import host
 from fedjax_health.records import RunFolderError
+from fedjax_health.report.description import what_was_run
+from fedjax_health.report.records import read_folder
 from tests import tiny
 
 
@@ -137,6 +139,20 @@ def test_labels_may_be_absent_and_clients_new(trained, tmp_path):
     assert set(scores.client) == {"s0", "s1", "s2", "new ward"}
     assert not scores.score.isna().any()
     assert any("no labels" in message for message in messages)
+
+
+def test_clients_that_a_split_held_out_were_not_in_training(trained, tmp_path):
+    run = trained(
+        *("split=by_client", 'split.test_clients=["s3"]'),
+        'split.validation_clients=["s1"]',
+    )
+    assert run.result["training_clients"] == 2
+    assert read_detector(run.paths).client_names == ("s0", "s2")
+    result = evaluate(run.paths.root, fresh(tmp_path / "all.csv"), records.SILENT)
+    assert result["unseen_clients"] == ["s1", "s3"]
+    assert result["training_clients"] == 2
+    for folder in (run.paths.root, result["folder"]):
+        assert "over 2 clients" in what_was_run(read_folder(folder))
 
 
 def test_labels_of_one_class_leave_out_what_needs_two(trained, tmp_path):
