@@ -38,11 +38,10 @@ def plain(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Pro
     Returns:
       The callbacks.
     """
-    state = {"total": 0, "first": 0, "start": 0.0, "last": -math.inf}
+    state: dict[str, Any] = {"total": 0, "last": -math.inf, "compiled": None}
 
     def on_start(*, total_rounds: int, first_round: int = 0):
-        now = clock()
-        state.update(total=total_rounds, first=first_round, start=now, last=now)
+        state.update(total=total_rounds, compiled=None, last=clock())
         _say(stream, f"training {total_rounds} rounds{_from(first_round)}")
 
     def on_round(
@@ -53,15 +52,16 @@ def plain(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Pro
         validation: float | None = None,
     ):
         now = clock()
+        _note_first(state, round, now)
         due = now - state["last"] >= PLAIN_INTERVAL or round == state["total"]
         if validation is None and not due:
             return
         state["last"] = now
-        left = _time_left(state, round, now)
+        rate, left = _pace(state, round, now, clients_per_s)
         _say(
             stream,
-            f"round {round}/{state['total']}  "
-            f"{_figures(loss, clients_per_s, validation)}  {left} left",
+            f"round {round}/{state['total']}  {_figures(loss, rate, validation)}"
+            + (f"  {left} left" if left else ""),
         )
 
     def on_message(text: str):
@@ -93,7 +93,7 @@ def live(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Prog
         MofNCompleteColumn(),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[figures]}", markup=False),
-        TextColumn("{task.fields[left]} left", markup=False),
+        TextColumn("{task.fields[left]}", markup=False),
         console=Console(file=stream, force_terminal=True),
         # What a library prints goes where the command has sent it.
         redirect_stdout=False,
@@ -102,9 +102,9 @@ def live(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Prog
     state: dict[str, Any] = {"validation": None, "task": None}
 
     def on_start(*, total_rounds: int, first_round: int = 0):
-        state.update(total=total_rounds, first=first_round, start=clock())
+        state.update(total=total_rounds, compiled=None)
         state["task"] = bar.add_task(
-            "", total=total_rounds, completed=first_round, figures="", left="-"
+            "", total=total_rounds, completed=first_round, figures="", left=""
         )
         bar.start()
 
@@ -119,11 +119,14 @@ def live(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Prog
             return
         # The last evaluation stays in sight between two of them.
         state["validation"] = state["validation"] if validation is None else validation
+        now = clock()
+        _note_first(state, round, now)
+        rate, left = _pace(state, round, now, clients_per_s)
         bar.update(
             state["task"],
             completed=round,
-            figures=_figures(loss, clients_per_s, state["validation"]),
-            left=_time_left(state, round, clock()),
+            figures=_figures(loss, rate, state["validation"]),
+            left=f"{left} left" if left else "",
         )
 
     def on_message(text: str):
@@ -151,15 +154,27 @@ def _figures(loss: float, clients_per_s: float | None, validation: float | None)
     if validation is not None:
         parts.append(f"validation AUROC {validation:.4f}")
     if clients_per_s is not None:
-        parts.append(f"{clients_per_s:,.0f} clients/s")
+        digits = 0 if clients_per_s >= 10 else 1
+        parts.append(f"{clients_per_s:,.{digits}f} clients/s")
     return "  ".join(parts)
 
 
-def _time_left(state: dict[str, Any], done: int, now: float) -> str:
-    here = done - state["first"]
-    if here < 1:
-        return "-"
-    return duration((now - state["start"]) / here * (state["total"] - done))
+def _note_first(state: dict[str, Any], done: int, now: float):
+    # What comes before the end of the first segment is mostly compiling.
+    if state["compiled"] is None:
+        state["compiled"] = (done, now)
+
+
+def _pace(
+    state: dict[str, Any], done: int, now: float, clients_per_s: float | None
+) -> tuple[float | None, str]:
+    """Returns (clients/s, time left): nothing of a segment that was compiled in."""
+    first, start = state["compiled"]
+    if done <= first:
+        return None, ""
+    return clients_per_s, duration(
+        (now - start) / (done - first) * (state["total"] - done)
+    )
 
 
 def _from(first_round: int) -> str:

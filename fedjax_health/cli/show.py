@@ -21,6 +21,11 @@ LABELS = {
     "median_delay": "median delay (steps)",
 }
 
+_COUNTS = ("episodes", "missed_episodes", "ranked_clients", "excluded_clients")
+_SHARES = ("achieved_far", "prevalence")
+_STEPS = ("mean_delay", "median_delay")
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
 
 def result(values: Mapping[str, Any], stream: TextIO):
     """Writes the result of a run: a table of metrics, then everything else.
@@ -31,11 +36,17 @@ def result(values: Mapping[str, Any], stream: TextIO):
       stream: where it goes.
     """
     metrics, intervals = values.get("metrics", {}), values.get("intervals", {})
+    episodes = values.get("details", {}).get("episodes", metrics.get("episodes"))
     lines = [
         {
             "metric": LABELS.get(name, name.replace("_", " ")),
-            "value": number(value),
-            "95 % interval": _interval(intervals.get(name)),
+            "value": figure(name, value)
+            + (
+                f" of {figure('episodes', episodes)}"
+                if name == "missed_episodes" and value is not None and episodes
+                else ""
+            ),
+            "95 % interval": _interval(name, intervals.get(name)),
         }
         for name, value in metrics.items()
     ]
@@ -102,8 +113,44 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def _interval(value: Any) -> str:
-    return f"{number(value[0])} to {number(value[1])}" if value else ""
+def figure(name: str, value: Any) -> str:
+    """Returns a value as its name asks for: a count, a share, steps or bytes.
+
+    Args:
+      name: such as "missed_episodes".
+      value: anything.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return number(value)
+    if math.isnan(value):
+        return number(value)
+    if name in _COUNTS:
+        return number(round(value))
+    if name in _SHARES:
+        return f"{100 * value:.1f} %" if value >= 1e-3 else f"{100 * value:.2g} %"
+    if name in _STEPS:
+        return f"{value:.1f}"
+    if "bytes" in name:
+        return size(value)
+    return number(value)
+
+
+def size(num_bytes: float) -> str:
+    """Returns bytes for a person, such as "472 MB".
+
+    Args:
+      num_bytes: how many.
+    """
+    scaled, unit = float(num_bytes), 0
+    # What would be rounded to 1,000 of a unit is 1 of the next.
+    while abs(scaled) >= 999.5 and unit < len(_UNITS) - 1:
+        scaled, unit = scaled / 1000, unit + 1
+    digits = 0 if unit == 0 or abs(scaled) >= 99.95 else 1
+    return f"{scaled:,.{digits}f} {_UNITS[unit]}"
+
+
+def _interval(name: str, value: Any) -> str:
+    return f"{figure(name, value[0])} to {figure(name, value[1])}" if value else ""
 
 
 def _grow(branch: Tree, value: Any):
@@ -116,11 +163,12 @@ def _grow(branch: Tree, value: Any):
 
 
 def _name(key: Any) -> Text:
-    return Text(str(key).replace("_", " "))
+    name = str(key).replace("_", " ").removesuffix(" (bytes)")
+    return Text(LABELS.get(str(key), name))
 
 
 def _line(key: Any, value: Any) -> Text:
-    return _name(key).append(": ").append(number(value))
+    return _name(key).append(": ").append(figure(str(key), value))
 
 
 def _console(stream: TextIO) -> Console:

@@ -48,7 +48,7 @@ def training(monkeypatch, tmp_path):
 
     def describe(config):
         module.calls.append(("describe", config))
-        return {"stages": [{"name": "mean"}], "bytes": {"up": 1234567}, "rounds": 3}
+        return {"stages": [{"name": "mean"}], "uplink_bytes": 471859200, "rounds": 3}
 
     module.train, module.resume, module.describe = train, resume, describe
     monkeypatch.setitem(sys.modules, "fedjax_health.training", module)
@@ -101,9 +101,9 @@ def test_run_prints_a_table_for_a_person(training, capsys):
 
 def test_plan_describes_in_both_forms(training, capsys):
     assert invoke("plan", "--config", "many_clients", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["bytes"] == {"up": 1234567}
+    assert json.loads(capsys.readouterr().out)["uplink_bytes"] == 471859200
     assert invoke("plan") == 0
-    assert "1,234,567" in capsys.readouterr().out
+    assert "uplink bytes: 472 MB" in capsys.readouterr().out
     assert training.calls[0][1] == load("many_clients")
 
 
@@ -363,3 +363,55 @@ def test_results_go_to_a_stream_without_a_terminal(training):
     stream = io.StringIO()
     show.result(RESULT, stream)
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_result_is_shown_in_the_units_of_its_figures():
+    from fedjax_health.cli import show
+
+    stream = io.StringIO()
+    values = {
+        "metrics": {
+            "achieved_far": 0.01239,
+            "missed_episodes": 40.0,
+            "mean_delay": 7.78,
+        },
+        "intervals": {
+            "achieved_far": [0.0098, 0.0156],
+            "missed_episodes": [25.0, 58.0],
+        },
+        "details": {"episodes": 158.0, "prevalence": 0.05361, "threshold": 0.1657},
+        "oracle": {"auroc": 0.99},
+        "memory": {"data (bytes)": 1234},
+    }
+    show.result(values, stream)
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "achieved false-alarm rate 1.2 % 1.0 % to 1.6 %" in lines
+    assert "missed episodes 40 of 158 25 to 58" in lines
+    assert "mean delay (steps) 7.8" in lines
+    assert "├── episodes: 158" in lines
+    assert "├── prevalence: 5.4 %" in lines
+    assert "└── threshold: 0.1657" in lines
+    assert "└── AUROC: 0.9900" in lines
+    assert "└── data: 1.2 kB" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("achieved_far", 0.000123, "0.012 %"),
+        ("achieved_far", 1.0, "100.0 %"),
+        ("achieved_far", 0.0, "0 %"),
+        ("missed_episodes", None, "-"),
+        ("missed_episodes", float("nan"), "-"),
+        ("disk_bytes", 0, "0 B"),
+        ("disk_bytes", 999, "999 B"),
+        ("disk_bytes", 999_600, "1.0 MB"),
+        ("disk_bytes", 471_859_200, "472 MB"),
+        ("disk_bytes", None, "-"),
+        ("rounds", 1200, "1,200"),
+    ],
+)
+def test_figures_by_their_names(name, value, text):
+    from fedjax_health.cli import show
+
+    assert show.figure(name, value) == text

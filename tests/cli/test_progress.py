@@ -40,17 +40,39 @@ def test_plain_lines_come_with_evaluations_and_with_time():
         "18/20",
         "20/20",
     ]
-    assert lines[1] == ("round 3/20  loss 0.2500  validation AUROC 0.8000  0:17 left")
+    assert lines[1] == "round 3/20  loss 0.2500  validation AUROC 0.8000  0:17 left"
+
+
+def after(*seconds):
+    """A clock that shows these times, one with every look."""
+    return iter(seconds).__next__
+
+
+def test_the_first_segment_compiles_and_says_nothing_of_the_others():
+    stream = io.StringIO()
+    # 60 s go into compiling, 1 s into a round.
+    progress = plain(stream, clock=after(0.0, 60.0, 65.0, 70.0))
+    progress.on_start(total_rounds=100)
+    for round, rate in ((5, 0.4), (10, 8571.2), (15, 0.4)):
+        progress.on_round(round=round, loss=1.0, clients_per_s=rate, validation=0.5)
+    told = "loss 1.0000  validation AUROC 0.5000"
+    assert stream.getvalue().splitlines()[1:] == [
+        f"round 5/100  {told}",
+        f"round 10/100  {told}  8,571 clients/s  1:30 left",
+        f"round 15/100  {told}  0.4 clients/s  1:25 left",
+    ]
 
 
 def test_time_left_after_a_resume_counts_the_rounds_done_here():
     stream = io.StringIO()
     progress = plain(stream, clock=ticking(10.0))
     progress.on_start(total_rounds=100, first_round=90)
-    progress.on_round(round=91, loss=1.0, clients_per_s=1234.5)
+    progress.on_round(round=91, loss=1.0, clients_per_s=9.0)
+    progress.on_round(round=92, loss=1.0, clients_per_s=1234.5)
     assert stream.getvalue().splitlines() == [
         "training 100 rounds, from round 91",
-        "round 91/100  loss 1.0000  1,234 clients/s  1:30 left",
+        "round 91/100  loss 1.0000",
+        "round 92/100  loss 1.0000  1,234 clients/s  1:20 left",
     ]
 
 
@@ -83,12 +105,15 @@ def test_the_live_bar_shows_the_last_evaluation_and_survives_any_order():
     progress = live(stream, clock=ticking(1.0))
     progress.on_round(round=1, loss=0.5)
     progress.on_start(total_rounds=4)
-    progress.on_round(round=1, loss=0.5, validation=0.7)
+    progress.on_round(round=1, loss=0.5, clients_per_s=7.0, validation=0.7)
     progress.on_message("a note [red]")
+    assert "clients/s" not in stream.getvalue()
+    progress.on_round(round=3, loss=0.125, clients_per_s=50.0)
     progress.on_round(round=4, loss=0.125, clients_per_s=50.0)
     progress.on_end()
     progress.on_end()
     text = stream.getvalue()
+    assert "50 clients/s" in text
     assert "4/4" in text
     assert "loss 0.1250" in text
     assert "validation AUROC 0.7000" in text
