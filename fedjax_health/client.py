@@ -270,10 +270,20 @@ class ClientData(NamedTuple):
     attack: DataAttackContext
 
 
-def local_batch(
-    data: ClientData, step: jax.Array, batch_size: int, data_attack: DataAttack | None
-) -> Batch:
-    """Returns the batch of one local step; filler rows carry ``weight`` 0.
+class Visit(NamedTuple):
+    """Which examples one local step trains on.
+
+    Attributes:
+      index: int32 ``[batch]``, numbers of the client's examples.
+      weight: float32 ``[batch]``, 0 for what only fills a short batch up.
+    """
+
+    index: jax.Array
+    weight: jax.Array
+
+
+def visit(data: ClientData, step: jax.Array, batch_size: int) -> Visit:
+    """Returns the examples of one local step.
 
     An epoch visits every example once in a fresh random order; its last batch is
     short when the batch size does not divide the number of examples.
@@ -282,17 +292,21 @@ def local_batch(
     epoch = step // steps_per_epoch
     start = (step - epoch * steps_per_epoch) * batch_size
     positions = start + jnp.arange(batch_size, dtype=jnp.int32)
-    n = jnp.maximum(data.num_examples, 1)
-    # A kernel of its own: fused into the gather, XLA walks the permutation again for
-    # every feature.
-    index = jax.lax.optimization_barrier(permute(data.words, epoch, positions, n))
-    weight = (positions < data.num_examples).astype(jnp.float32)
+    index = permute(data.words, epoch, positions, jnp.maximum(data.num_examples, 1))
+    return Visit(index, (positions < data.num_examples).astype(jnp.float32))
+
+
+def local_batch(
+    data: ClientData, step: jax.Array, visited: Visit, data_attack: DataAttack | None
+) -> Batch:
+    """Returns the batch of one local step; filler rows carry ``weight`` 0."""
+    index = visited.index
     batch = gather(data.examples, data.first + index)
     if data_attack is not None:
         key = jax.random.fold_in(data.attack.key, step)
         poisoned = data_attack.poison(batch, data.attack._replace(key=key, index=index))
         batch = trees.select(data.attack.malicious, poisoned, batch)
-    return {**batch, "weight": weight}
+    return {**batch, "weight": visited.weight}
 
 
 def build_train(
@@ -305,8 +319,8 @@ def build_train(
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def evaluate(data: ClientData, params: Params, step: jax.Array):
-        batch = local_batch(data, step, batch_size, data_attack)
+    def evaluate(data: ClientData, params: Params, step: jax.Array, visited: Visit):
+        batch = local_batch(data, step, visited, data_attack)
         key = jax.random.fold_in(data.train_key, step)
         (loss, extra), gradients = gradient(params, batch, key)
         examples = jnp.sum(batch["weight"])
@@ -316,20 +330,26 @@ def build_train(
     def train(
         data: ClientData, params: Params, correction: Correction | None = None
     ) -> tuple[Params, Metrics]:
-        _, shapes, _ = jax.eval_shape(evaluate, data, params, jnp.int32(0))
+        first = visit(data, jnp.int32(0), batch_size)
+        _, shapes, _ = jax.eval_shape(evaluate, data, params, jnp.int32(0), first)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(carry):
-            step, params, state, sums, seen = carry
-            gradients, new, examples = evaluate(data, params, step)
+            step, visited, params, state, sums, seen = carry
+            gradients, new, examples = evaluate(data, params, step, visited)
             if correction is not None:
                 gradients = correction(gradients, params)
             change, state = optimizer.update(gradients, state, params)
             params = jax.tree.map(lambda p, c: p + c.astype(p.dtype), params, change)
-            return step + 1, params, state, trees.add(sums, new), seen + examples
+            # Made one step ahead and carried: fused into the gather, XLA would walk the
+            # permutation again for every feature, at ten times the cost of the step.
+            ahead = visit(data, step + 1, batch_size)
+            sums = trees.add(sums, new)
+            return step + 1, ahead, params, state, sums, seen + examples
 
-        start = (jnp.int32(0), params, optimizer.init(params), sums, jnp.float32(0))
-        _, params, _, sums, seen = jax.lax.while_loop(
+        state = optimizer.init(params)
+        start = (jnp.int32(0), first, params, state, sums, jnp.float32(0))
+        _, _, params, _, sums, seen = jax.lax.while_loop(
             lambda carry: carry[0] < data.num_steps, body, start
         )
         return params, trees.scale(sums, 1.0 / jnp.maximum(seen, 1.0))

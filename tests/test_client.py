@@ -18,6 +18,7 @@ from fedjax_health.client import (
     gather,
     local_batch,
     scaffold,
+    visit,
 )
 from fedjax_health.core.permutation import permutation_words, permute
 from fedjax_health.core.rng import root_key
@@ -64,7 +65,9 @@ def loss_fn(params, batch, key):
     return loss, {"mean_row": jnp.sum(batch["row"] * weight) / total}
 
 
-_batch = jax.jit(local_batch, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _batch(data, step, batch_size, data_attack):
+    return local_batch(data, step, visit(data, step, batch_size), data_attack)
 
 
 @functools.cache
