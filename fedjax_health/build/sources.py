@@ -26,6 +26,7 @@ from fedjax_health.data.loaders import (
 from fedjax_health.data.loaders.events import EventRoles
 from fedjax_health.data.loaders.hospital_file import HOSPITAL_FILE_ROLES
 from fedjax_health.data.loaders.loaded import Loaded
+from fedjax_health.data.loaders.reading import check_file, require_folder, shorten
 from fedjax_health.data.loaders.roles import ColumnRoles, Link
 from fedjax_health.data.loaders.wustl import WUSTL_ROLES, load_wustl
 from fedjax_health.data.preprocess.logs import apply_logs, match_columns
@@ -237,8 +238,10 @@ def data_files(settings: Config) -> tuple[Path, ...]:
     """
     data = settings.data
     match data:
-        case config.Wustl() | config.Heart():
-            return (Path(_path(data.path)),)
+        case config.Wustl():
+            return tabular.find_tables(_path(data.path), WUSTL_ROLES)
+        case config.Heart():
+            return tabular.find_tables(_path(data.path), heart.HEART_ROLES)
         case config.Events():
             return (Path(_path(data.path)), Path(data.entities))
         case config.Eicu():
@@ -259,6 +262,32 @@ def data_files(settings: Config) -> tuple[Path, ...]:
         case config.Physionet2012():
             return physionet2012.files(_path(data.path), data.outcomes)
     return ()
+
+
+def check_files(settings: Config):
+    """Refuses files that ``build_dataset`` could not open, before anything is loaded.
+
+    Raises:
+      DataError: naming the file.
+    """
+    if isinstance(settings.data, config.Eicu):
+        # A table that is not there may be one that is not needed.
+        require_folder(settings.data.path, wanted="the folder of patient.csv.gz")
+    for file in data_files(settings):
+        if not os.path.isdir(file):
+            check_file(file, wanted="a file of data")
+
+
+def name_files(settings: Config) -> str | None:
+    """Returns one line on the tables of a folder or pattern; None for a file's path."""
+    table = table_roles(settings)
+    if table is None:
+        return None
+    path, roles = table
+    found = tabular.find_tables(path, roles)
+    if found == (Path(path),):
+        return None
+    return f"{path}: {shorten([file.name for file in found])}"
 
 
 def table_roles(settings: Config) -> tuple[str, ColumnRoles] | None:

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> Outcome:
     name = config_name(options.config)
     folder = Path(options.out or records.default_folder(name, config.seed))
     records.check_unused(folder)
+    _check_files(config)
     _prepare(options, config.devices)
 
     from fedjax_health import training
@@ -128,6 +129,7 @@ def plan(options: argparse.Namespace) -> Outcome:
       Stages, message, bytes, memory and mapping.
     """
     config = _load(options)
+    _check_files(config)
     _prepare(options, config.devices)
 
     from fedjax_health import training
@@ -269,6 +271,13 @@ def _load(options: argparse.Namespace):
     from fedjax_health.config import load
 
     return load(options.config, options.overrides, seed=options.seed)
+
+
+def _check_files(config):
+    # A misspelt path need not wait for jax to start.
+    from fedjax_health import build
+
+    build.check_files(config)
 
 
 def _prepare(options: argparse.Namespace, devices: int | None):

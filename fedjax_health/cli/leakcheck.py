@@ -36,6 +36,9 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         config = build.guess_columns(given)
     else:
         given = config = load(options.config or "demo", changes, seed=options.seed)
+    named = build.name_files(config)
+    if named is not None:
+        print(f"reading {named}", file=sys.stderr)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = build.build_dataset(config)

@@ -15,7 +15,14 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     Returns:
       The options, with ``command``.
     """
-    return build_parser().parse_args(list(argv)[1:])
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(list(argv)[1:])
+    if unknown:
+        hint = ""
+        if not unknown[0].startswith("-") and hasattr(options, "config"):
+            hint = f"; a configuration is given as --config {unknown[0]}"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -32,6 +32,9 @@ from fedjax_health.config.preparation import LeaveOneOut
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
 
+# How data is named that is given for a configuration by mistake.
+_TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
+
 
 def load(
     config: str | os.PathLike[str],
@@ -55,7 +58,8 @@ def load(
       ConfigError: naming the field and the way out.
     """
     changes = list(overrides) if seed is None else [*overrides, f"seed={seed}"]
-    return parse(read_text(config), changes)
+    tree = read_toml(read_text(config), source=os.fspath(config))
+    return complete(override(tree, changes))
 
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Config:
@@ -74,8 +78,12 @@ def parse(text: str, overrides: Sequence[str] = ()) -> Config:
     return complete(override(read_toml(text), overrides))
 
 
-def read_toml(text: str) -> dict[str, Any]:
+def read_toml(text: str, *, source: str = "") -> dict[str, Any]:
     """Returns the tree of a TOML text.
+
+    Args:
+      text: TOML.
+      source: the file that it comes from, for the message.
 
     Raises:
       ConfigError: where it is none.
@@ -83,7 +91,8 @@ def read_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config: not valid TOML: {error}") from error
+        where = f"config: {source}" if source else "config"
+        raise ConfigError(f"{where}: not valid TOML: {error}") from error
 
 
 def validate(config: Config) -> Config:
@@ -140,6 +149,12 @@ def read_text(config: str | os.PathLike[str]) -> str:
     name = os.fspath(config)
     if name in presets.preset_names():
         return presets.preset_text(name)
+    if name.lower().endswith(_TABLES):
+        raise ConfigError(
+            f"config: {name}: is a table, not a configuration, which names it as path "
+            f"in [data]; for a first look at it: fedjax-health leakcheck {name} --set "
+            "data.label=COLUMN"
+        )
     path = Path(name)
     if not path.exists() and "/" not in name and not name.endswith(".toml"):
         raise ConfigError(presets.unknown_preset(name))

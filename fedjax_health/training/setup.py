@@ -47,6 +47,9 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
       progress: told the size of things, and of every leak check that fails.
       leaks: whether the data is searched for what gives the label away.
     """
+    named = build.name_files(config)
+    if named is not None:
+        progress.on_message(f"reading {named}")
     with records.tell_warnings(progress, DataWarning):
         dataset = build.build_dataset(config)
         prepared = build.prepare(config, dataset)

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedjax_health.build import build_dataset, build_evaluation_dataset, data_files
+from fedjax_health.build import (
+    build_dataset,
+    build_evaluation_dataset,
+    check_files,
+    data_files,
+    name_files,
+)
 from fedjax_health.config import ConfigError, parse
 from fedjax_health.data.hospital_sim import META_COLUMNS
 from fedjax_health.data.hospital_sim.constants import EMR_FEATURES, IOT_FEATURES
@@ -331,12 +337,46 @@ def test_a_path_that_is_not_there(tmp_path, kind):
     config = settings(kind, tmp_path / "none", *changes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for call in (build_dataset, lambda c: build_evaluation_dataset(c, c.data.path)):
+        calls = [build_dataset, lambda c: build_evaluation_dataset(c, c.data.path)]
+        if kind != "mimic_demo":
+            # Of a demo that is not there, no file is known.
+            calls.append(check_files)
+        for call in calls:
             with pytest.raises(DataError) as caught:
                 call(config)
             message = str(caught.value)
             assert "does not exist" in message
             assert "\n" not in message
+
+
+def test_every_file_is_looked_for_before_any_is_read(tmp_path):
+    path = write_events(tmp_path)
+    config = settings("events", path, f'data.entities="{tmp_path}/none.csv"')
+    with pytest.raises(DataError, match=r"none\.csv does not exist"):
+        check_files(config)
+    link = f'[{{path = "{tmp_path}/gone.csv", modality = "emr", on = ["who"]}}]'
+    table = write_table(tmp_path)
+    with pytest.raises(DataError, match=r"gone\.csv does not exist"):
+        check_files(settings("table", table, f"data.links={link}"))
+    check_files(settings("table", table))
+    check_files(parse(""))
+
+
+def test_what_a_folder_or_pattern_stands_for_is_named(tmp_path):
+    table = write_table(tmp_path)
+    (tmp_path / "second.csv").write_text(table.read_text())
+    assert name_files(settings("table", table)) is None
+    assert name_files(parse("")) is None
+    for path in (tmp_path, f"{tmp_path}/*.csv"):
+        told = name_files(settings("table", path))
+        assert told == f"{path}: main.csv, second.csv"
+    heart = tmp_path / "heart"
+    heart.mkdir()
+    write_heart(heart)
+    (name,) = (file.name for file in heart.iterdir())
+    config = settings("heart", heart)
+    assert name_files(config) == f"{heart}: {name}"
+    assert [file.name for file in data_files(config)] == [name]
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "mimic_demo"])

@@ -109,7 +109,9 @@ def test_a_file_that_may_not_be_read(refused, workplace, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"", "ward.csv is empty"),
+        (b"", "ward.csv is empty; export or fetch it again"),
+        (b"site;label\na;1\n", "stand between ';': set delimiter = \";\""),
+        (b"site\tlabel\na\t1\n", 'set delimiter = "\\t"'),
         (b"site,device,minute,load,rate,noise,label\n", "header but no rows"),
         (b"\x00\x01\x02" * 50, "neither text nor Parquet"),
         ("site,label\nstation é,1\n".encode("latin-1"), "not UTF-8"),
@@ -297,7 +299,7 @@ def test_an_unknown_preset(refused):
 
 def test_a_configuration_that_is_no_toml(refused, workplace):
     (workplace / "tiny.toml").write_text("rounds = = 3")
-    assert "not valid TOML" in refused()
+    assert refused().startswith("config: tiny.toml: not valid TOML: ")
 
 
 def test_a_cohort_larger_than_the_population(refused):

@@ -143,6 +143,19 @@ def test_a_label_of_words_is_one_message_with_the_values(tmp_path, capsys):
     assert """--set 'data.positive=["yes"]'""" in line
 
 
+def test_the_tables_of_a_folder_are_named(leaky, capsys):
+    assert invoke("leakcheck", leaky.parent, *ROLES, "--json") == 0
+    assert capsys.readouterr().err == f"reading {leaky.parent}: leaky.csv\n"
+
+
+def test_another_delimiter_is_a_hint(leaky, capsys):
+    lines = leaky.read_text().replace(".", ",").replace(",", ";")
+    leaky.write_text(lines)
+    assert invoke("leakcheck", leaky) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("""its cells stand between ';': set delimiter = ";\"""")
+
+
 def test_tables_are_checked_without_jax(leaky):
     program = (
         "import sys; from fedjax_health.cli.main import execute; "

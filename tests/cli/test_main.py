@@ -156,6 +156,9 @@ def test_presets_are_listed_and_printed(capsys):
     [
         (("run", "--config", "demoo"), "did you mean demo"),
         (("run", "--config", "absent.toml"), "No such file"),
+        (("run", "--config", "ward.csv"), "ward.csv: is a table, not a configuration"),
+        (("run", "--config", "heart", "--set", "data.path=no.csv"), "no.csv does not"),
+        (("plan", "--config", "heart", "--set", "data.path=no.csv"), "no.csv does not"),
         (("run", "--config", "wustl"), "--set data.path=FILE"),
         (("run", "--set", "model=grux"), "valid: gru, mlp, "),
         (("run", "--set", "dropout=nan"), "dropout: nan is not a finite number"),
@@ -175,6 +178,7 @@ def test_input_errors_are_one_line_and_exit_2(training, capsys, arguments, part)
     assert one_line(err).startswith("fedjax-health: error: ")
     assert part in err
     assert training.calls == []
+    assert training.prepared == []
 
 
 def test_an_output_folder_in_use_is_refused_before_jax_starts(
@@ -259,6 +263,20 @@ def test_an_interrupt_says_how_to_go_on(training, monkeypatch, capsys):
     monkeypatch.setattr(training, "train", interrupt_early)
     assert invoke("run", "--out", "there") == 130
     assert "nothing was trained" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("run", "ward.toml"), "ward.toml; a configuration is given as --config ward."),
+        (("plan", "demo", "--seed", "3"), "given as --config demo"),
+        (("run", "--sede", "3"), "unrecognized arguments: --sede 3\n"),
+        (("resume", "a", "b"), "unrecognized arguments: b\n"),
+    ],
+)
+def test_a_configuration_in_the_wrong_place_is_a_hint(arguments, hint, capsys):
+    assert invoke(*arguments) == 2
+    assert hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

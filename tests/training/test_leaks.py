@@ -3,6 +3,7 @@
 import pytest
 
 from fedjax_health import records, training
+from fedjax_health.training.setup import prepare_run
 from tests import tiny
 
 
@@ -36,6 +37,21 @@ def test_a_run_without_it(leaky, tmp_path):
     run = tiny.Run(config, tmp_path / "run")
     assert not run.paths.leakcheck.exists()
     assert not [text for text in run.messages if "leak" in text]
+
+
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_rows_that_repeat_are_said_once(tmp_path, check):
+    lines = tiny.table_lines()
+    (tmp_path / "wards").mkdir()
+    tiny.write_table(tmp_path / "wards" / "may.csv", [*lines, *lines[1:51]])
+    told, progress = listening()
+    config = tiny.config(tmp_path / "wards", f"leakcheck={check}")
+    prepare_run(config, progress, leaks=config.leakcheck)
+    (line,) = [text for text in told if "rows repeat" in text]
+    assert line.startswith("warning: ")
+    assert "50 rows repeat (device, minute), 50 of them with equal features" in line
+    assert "remove the copies" in line
+    assert f"reading {tmp_path / 'wards'}: may.csv" in told
 
 
 def test_a_resumed_run_checks_again_only_what_is_missing(leaky, tmp_path):

@@ -30,6 +30,9 @@ def guess_roles(path: str, roles: ColumnRoles) -> ColumnRoles:
     sources = [
         open_table(file, delimiter=roles.delimiter) for file in find_tables(path, roles)
     ]
+    if any(roles.label not in source.columns for source in sources):
+        # So little is known of the file that its body is not even read.
+        return roles
     named = {column: role for role, column in named_columns(roles)}
     features = [c for c, role in named.items() if role.startswith("modalities.")]
     rest = []

@@ -31,6 +31,8 @@ _MISSING_SPELLINGS = sorted(
 )
 
 
+_AGAIN = "export or fetch it again"
+
 ENDINGS = (".csv", ".csv.gz", ".parquet", ".pq")
 
 
@@ -84,7 +86,7 @@ def check_file(path: str | os.PathLike[str], *, wanted: str) -> Path:
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{file} is no regular file; give {wanted}")
         if status.st_size == 0:
-            raise DataError(f"{file} is empty")
+            raise DataError(f"{file} is empty; {_AGAIN}")
         with file.open("rb"):
             pass
     except DataError:
@@ -211,7 +213,7 @@ def _open_parquet(file: Path) -> Source:
         raise broken(error) from None
     refuse_duplicates(columns, source=str(file))
     if num_rows == 0:
-        raise DataError(f"{file} has columns but no rows")
+        raise DataError(f"{file} has columns but no rows; {_AGAIN}")
 
     def read(wanted: Sequence[str], text: Sequence[str] = ()) -> pd.DataFrame:
         try:
@@ -252,7 +254,7 @@ def _records(
 
 def _open_csv(file: Path, buffer: pa.Buffer, delimiter: str) -> Source:
     if buffer.size == 0:
-        raise DataError(f"{file} is empty")
+        raise DataError(f"{file} is empty; {_AGAIN}")
     if b"\0" in buffer.slice(0, min(4096, buffer.size)).to_pybytes():
         raise DataError(
             f"{file} is neither text nor Parquet; save it as a UTF-8 CSV or as Parquet"
@@ -260,11 +262,11 @@ def _open_csv(file: Path, buffer: pa.Buffer, delimiter: str) -> Source:
     records = _records(file, buffer, delimiter)
     header = next(records, None)
     if header is None:
-        raise DataError(f"{file} is empty")
+        raise DataError(f"{file} is empty; {_AGAIN}")
     columns = tuple(header[1])
     refuse_duplicates(columns, source=str(file))
     if next(records, None) is None:
-        raise DataError(f"{file} has a header but no rows")
+        raise DataError(f"{file} has a header but no rows; {_AGAIN}")
 
     def locate(row: int) -> str:
         # Counted again only for a message: blank lines and quoted line breaks
@@ -323,7 +325,7 @@ def require_columns(source: Source, names: Sequence[str]) -> None:
         if name not in source.columns:
             raise DataError(
                 f"{source.name} has no column {name!r}{suggest(name, source.columns)}; "
-                f"columns: {shorten(source.columns)}"
+                f"columns: {shorten(source.columns)}{other_delimiter(source.columns)}"
             )
 
 
@@ -332,6 +334,14 @@ def suggest(name: str, names: Sequence[str]) -> str:
     folded = {other.strip().casefold(): other for other in reversed(names)}
     near = difflib.get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.5)
     return f", did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def other_delimiter(columns: Sequence[str]) -> str:
+    """Returns a hint where a header looks as if it were cut at another character."""
+    for sign, written in ((";", ";"), ("\t", r"\t"), ("|", "|")):
+        if len(columns) == 1 and sign in columns[0]:
+            return f'; its cells stand between {written!r}: set delimiter = "{written}"'
+    return ""
 
 
 def shorten(names: Sequence[str], *, limit: int = 12) -> str:

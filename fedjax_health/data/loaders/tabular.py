@@ -40,6 +40,7 @@ from fedjax_health.data.loaders.reading import (
     Source,
     list_folder,
     open_table,
+    other_delimiter,
     record_number,
     refuse_duplicates,
     shorten,
@@ -309,6 +310,7 @@ def _resolve(
             raise DataError(
                 f"{source} has no column {column!r} ({role})"
                 f"{suggest(column, columns)}; columns: {shorten(columns)}"
+                f"{other_delimiter(columns)}"
             )
     rest = tuple(column for column in columns if column not in taken)
     modalities: dict[str, tuple[str, ...]] = {}
