@@ -200,7 +200,7 @@ def test_cells_of_one_structure_are_one_group(tmp_path):
 
 def test_a_folder_in_use_and_one_without_a_sweep_are_refused(finished, tmp_path):
     sweep, paths, _, _ = finished
-    with pytest.raises(RunFolderError, match="go on with it"):
+    with pytest.raises(RunFolderError, match="it holds a finished sweep; name"):
         run(sweep, paths.root)
     with pytest.raises(RunFolderError, match=r"sweep\.toml is missing"):
         resume_sweep(tmp_path, grid.Heard().progress, make_measure=MAKE)
