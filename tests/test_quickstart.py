@@ -38,6 +38,7 @@ def test_the_commands_that_the_readme_promises_parse():
         "leakcheck",
         "evaluate",
         "report",
+        "sweep",
         "generate",
         "presets",
     }

@@ -184,7 +184,10 @@ def _go_on(
     make_measure: Callable[[], Callable[[Any], dict[str, Any]]],
 ) -> dict[str, Any]:
     done = read_cells(paths)
-    by_key = {cell.key: cell for cell in sweep.cells}
+    by_key: dict[str, Cell] = {}
+    for cell in sweep.cells:
+        # Of cells that compute the same, the first one lends its name.
+        by_key.setdefault(cell.key, cell)
     left = [cell for cell in by_key.values() if cell.key not in done]
     progress.on_start(cells=len(by_key), done=len(by_key) - len(left))
 
