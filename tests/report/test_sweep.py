@@ -11,7 +11,7 @@ from scipy import stats
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report import write_report
-from fedjax_health.report.sweep import summary
+from fedjax_health.report.sweep import summary, tables
 from fedjax_health.report.sweep.read import read_sweep
 from tests.report.folder import SCRIPT
 
@@ -157,7 +157,7 @@ def test_the_page_says_what_to_choose_and_runs_nothing(folder):
         "grid",
         "versions",
     ]
-    assert result["left_out"] == {"What failed": "nothing did."}
+    assert set(result["left_out"]) == {"Every metric", "What failed"}
     assert "r=2" in text
     assert "1.500" in text
     for picture in result["plots"]:
@@ -203,6 +203,28 @@ def test_a_sweep_without_attacks_or_repetitions_has_a_report_too(tmp_path):
     records.write_json(paths.environment, {})
     result = write_report(tmp_path / "out")
     assert result["sections"] == ["choice", "worst", "settings", "grid", "versions"]
+
+
+def test_repetitions_alone_give_every_metric_with_its_interval(tmp_path):
+    frame = table()
+    frame = frame[
+        (frame.defence == "mean") & (frame.attack == "ipm") & (frame.malicious == 0)
+    ].assign(best_mean_delay=[4.0, 5.0, 9.0])
+    frame = frame.drop(columns=["defence", "attack", "malicious"])
+    paths = records.create_sweep_folder(tmp_path / "out")
+    frame.to_parquet(paths.results, index=False)
+    frame[["seed", "tuned"]].assign(round=1).to_parquet(paths.curves, index=False)
+    paths.sweep.write_text("")
+    records.write_json(paths.settings, {"axes": [{"name": "seed", "values": SEEDS}]})
+    records.write_json(paths.environment, {})
+    assert "metrics" in write_report(tmp_path / "out")["sections"]
+    (found,) = [
+        row
+        for row in tables.metrics(read_sweep(tmp_path / "out")).rows
+        if row[0] == "Mean delay (steps)"
+    ]
+    low, high = stats.t.interval(0.95, 2, loc=6, scale=stats.sem([4, 5, 9]))
+    assert found[1:] == ("6.0", f"{low:.1f} to {high:.1f}", "3")
 
 
 def test_an_unfinished_or_damaged_sweep_is_told(tmp_path, folder):

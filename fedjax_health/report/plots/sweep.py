@@ -22,6 +22,7 @@ from fedjax_health.report.plots.style import (
 )
 from fedjax_health.report.sweep import summary
 from fedjax_health.report.sweep.read import SweepView, clean_value
+from fedjax_health.report.tables.metrics import METRICS
 from fedjax_health.report.words import DASH
 
 LINES = (
@@ -36,7 +37,6 @@ LINES = (
 DRAWN = len(LINES)
 # Cells keep their colours on a dark page, and so must what stands in them.
 ON_DARK, ON_LIGHT = "#fafcff", "#10171f"
-NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "mcc": "MCC"}
 
 
 def draw(view: SweepView) -> dict[str, Figure]:
@@ -69,8 +69,7 @@ def metric_name(view: SweepView) -> str:
     Args:
       view: what was read.
     """
-    metric = view.settings.report.metric
-    return NAMES.get(metric, metric)
+    return METRICS[view.settings.report.metric][0]
 
 
 def worst(view: SweepView, found: Sequence[summary.Case]) -> Figure | None:

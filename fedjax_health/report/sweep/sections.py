@@ -104,8 +104,9 @@ def sections(
       figures: names of the figures that were drawn.
     """
     parts = [
-        _choice(view, answers),
+        *([_choice(view, answers)] if view.roles.rows else []),
         _worst(view, found, figures),
+        _metrics(view),
         _by_attack(view, figures),
         _curves(figures),
         _success(figures),
@@ -173,6 +174,13 @@ def _worst(view: SweepView, found: Sequence[summary.Case], figures) -> Section:
         drawings=drawings,
         tables=(tables.candidates(view, found),),
     )
+
+
+def _metrics(view: SweepView) -> Section | Absent:
+    table = tables.metrics(view)
+    if table is None:
+        return Absent("Every metric", "they stand in results.csv, attack by attack.")
+    return Section("metrics", "Every metric", tables=(table,))
 
 
 def _by_attack(view: SweepView, figures) -> Section | Absent:

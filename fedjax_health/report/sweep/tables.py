@@ -10,7 +10,8 @@ from fedjax_health.report.sweep import summary
 from fedjax_health.report.sweep.read import SweepView, clean_value
 from fedjax_health.report.sweep.summary import Case, Mean, Verdict
 from fedjax_health.report.tables.form import Table, without_empty
-from fedjax_health.report.words import DASH, listing, number
+from fedjax_health.report.tables.metrics import METRICS
+from fedjax_health.report.words import DASH, listing, metric, number
 
 
 def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
@@ -99,6 +100,72 @@ def candidates(view: SweepView, found: Sequence[Case]) -> Table:
             rows,
             frozenset({0, 1, 4, 8}),
         )
+    )
+
+
+def metrics(view: SweepView) -> Table | None:
+    """Returns every metric at the best step, for a sweep without attacks.
+
+    Args:
+      view: what was read.
+    """
+    if view.roles.worst is not None:
+        return None
+    rows = []
+    for name, (title, _) in METRICS.items():
+        if f"best_{name}" not in view.chosen:
+            continue
+        found = summary.mean_table(view, f"best_{name}")
+        for row, column, _, mean in found.itertuples(index=False):
+            if mean.count:
+                rows.append(
+                    (
+                        column,
+                        row,
+                        title,
+                        metric(name, mean.value),
+                        _interval_of(name, mean),
+                        f"{mean.count}",
+                    )
+                )
+    if not rows:
+        return None
+    table = Table(
+        "Metrics at the step that validation calls best: mean and 95 % interval over "
+        "repetitions",
+        (
+            _where(view),
+            view.roles.rows or "candidate",
+            "metric",
+            "mean",
+            "95 % interval",
+            "repetitions",
+        ),
+        tuple(rows),
+        frozenset({0, 1, 2}),
+    )
+    keep = [
+        i
+        for i, there in enumerate((bool(view.roles.columns), bool(view.roles.rows)))
+        if not there
+    ]
+    return _without(table, frozenset(keep))
+
+
+def _interval_of(name: str, mean: Mean) -> str:
+    if math.isnan(mean.low):
+        return DASH
+    return f"{metric(name, mean.low)} to {metric(name, mean.high)}"
+
+
+def _without(table: Table, places: frozenset[int]) -> Table:
+    kept = [i for i in range(len(table.columns)) if i not in places]
+    return table._replace(
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        text_columns=frozenset(
+            n for n, i in enumerate(kept) if i in table.text_columns
+        ),
     )
 
 
