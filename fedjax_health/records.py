@@ -387,7 +387,9 @@ def require_free_space(folder: StrPath, num_bytes: int):
 
 
 @contextlib.contextmanager
-def tell_warnings(progress: Progress, category: type[Warning]) -> Iterator[None]:
+def tell_warnings(
+    progress: Progress, category: type[Warning]
+) -> Iterator[dict[str, type[Warning]]]:
     """Tells warnings of a kind as messages, each once, when the block has ended.
 
     Args:
@@ -395,17 +397,17 @@ def tell_warnings(progress: Progress, category: type[Warning]) -> Iterator[None]
       category: which warnings; others are warned of as usual.
 
     Yields:
-      Nothing.
+      The text of each that was told -> its class, filled when the block has ended.
     """
+    told: dict[str, type[Warning]] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", category)
-        yield
-    said = set()
+        yield told
     for one in caught:
         if not issubclass(one.category, category):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        elif str(one.message) not in said:
-            said.add(str(one.message))
+        elif str(one.message) not in told:
+            told[str(one.message)] = one.category
             progress.on_message(f"warning: {one.message}")
 
 

@@ -21,6 +21,10 @@ class DataWarning(UserWarning):
     """Input that can be used but looks wrong; the text says what, where, what to do."""
 
 
+class AbsentWarning(DataWarning):
+    """Columns that are not there, or hold nothing, and count as not observed."""
+
+
 class Dataset(NamedTuple):
     """A labelled table with clients, entities and time.
 

@@ -14,6 +14,7 @@ from fedjax_health.build.split import records_apart
 from fedjax_health.config import load
 from fedjax_health.core.files import TEMPORARY
 from fedjax_health.data.preprocess import (
+    absent_columns,
     absent_modalities,
     apply_preprocessing,
     load_preprocessing,
@@ -21,6 +22,7 @@ from fedjax_health.data.preprocess import (
 )
 from fedjax_health.data.preprocess.encode import Vocabulary
 from fedjax_health.data.schema import (
+    AbsentWarning,
     DataError,
     Dataset,
     DataWarning,
@@ -81,7 +83,7 @@ def evaluate(
     _refuse_used(target)
 
     preprocessing = load_preprocessing(paths.preprocessing)
-    with records.tell_warnings(progress, DataWarning):
+    with records.tell_warnings(progress, DataWarning) as told:
         loaded = build_evaluation_dataset(
             config,
             data,
@@ -91,7 +93,13 @@ def evaluate(
         dataset = apply_preprocessing(
             preprocessing, records_apart(config, loaded.dataset)
         )
-    absent = (*loaded.absent, *absent_modalities(preprocessing, loaded.dataset))
+    empty = absent_modalities(preprocessing, loaded.dataset)
+    absent = tuple(dict.fromkeys((*loaded.absent, *empty)))
+    columns = [
+        name
+        for name in absent_columns(preprocessing, loaded.dataset)
+        if not name.startswith(tuple(f"{modality}." for modality in absent))
+    ]
     unknown = unseen_categories(preprocessing.vocabulary, loaded.dataset)
     layout = input_layout(dataset)
     if layout != about.layout:
@@ -112,7 +120,11 @@ def evaluate(
     )
 
     for name in absent:
-        progress.on_message(f"modality {name}: not in the data, taken as not observed")
+        # Of one that is there and empty, the loader has said it.
+        if name in loaded.absent or name not in loaded.dataset.features:
+            progress.on_message(
+                f"modality {name}: not in the data, taken as not observed"
+            )
     for name, counts in unknown.items():
         listed = ", ".join(f"{value} ({rows:,} rows)" for value, rows in counts.items())
         progress.on_message(f"{name}: categories that training never saw: {listed}")
@@ -154,11 +166,17 @@ def evaluate(
         "unseen_clients": unseen,
         "unseen_categories": unknown,
         "absent_modalities": list(absent),
+        "absent_columns": columns,
+        # What is absent stands above, by name.
+        "warnings": [
+            w for w, kind in told.items() if not issubclass(kind, AbsentWarning)
+        ],
         "labels": bool(labelled.any()),
         "labelled": int(labelled.sum()),
         "alarms": len(raised),
         "threshold": about.threshold,
         "alarm_threshold": about.alarm_threshold if about.streams else None,
+        "false_alarm_rate": about.false_alarm_rate if about.streams else None,
     }
     measured = None
     if labelled.any():

@@ -75,6 +75,9 @@ def _what_was_trained(view: View) -> str:
     algorithm = _named(config, "algorithm", ALGORITHMS)
     clients = _population(view)
     who = f"{clients:,} {_plural(clients, 'client')}" if clients else "its clients"
+    held_out = view.result.get("held_out_clients")
+    if clients and isinstance(held_out, int) and held_out:
+        who += f" ({held_out:,} more were held out)"
     sentence = f"{model[:1].upper()}{model[1:]} trained by {algorithm} over {who}"
     sentence += f"{rounds} on {_data(view)}."
     rule = _named(config, "aggregator", {"mean": "their mean"})

@@ -125,6 +125,7 @@ class Figures(msgspec.Struct, frozen=True):
     """What was measured on the rows of one part; see ``docs/metrics.md``."""
 
     metrics: dict[str, Number] = {}
+    details: dict[str, Number] = {}
     format: int = FORMAT
     rows: int | None = None
     positives: int | None = None

@@ -12,6 +12,7 @@ from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report.clean import clean, clean_tree
 from fedjax_health.report.figures import (
+    Client,
     Figures,
     FiguresError,
     LeakCheck,
@@ -128,7 +129,8 @@ def value_of(view: View, name: str) -> float | None:
             "delay_threshold": view.figures.delay_threshold,
             "prevalence": view.figures.prevalence,
         }
-        places = [view.figures.metrics, fields, *places, _rates(view.figures)]
+        measured, rates = view.figures.details, _rates(view.figures)
+        places = [view.figures.metrics, fields, *places, measured, rates]
     if view.kind == "evaluation":
         # Thresholds stand there even where nothing could be measured.
         at_alarm = view.result.get("alarm_threshold")
@@ -180,6 +182,35 @@ def numbers_of(view: View, name: str) -> tuple[np.ndarray, np.ndarray]:
     ]
     table = np.array(rows, float).reshape(-1, 2)
     return table[:, 0], table[:, 1]
+
+
+def tested_clients(view: View) -> tuple[Client, ...]:
+    """Returns the clients that have rows to be measured on.
+
+    Args:
+      view: what was read.
+    """
+    everyone = view.figures.clients if view.figures else ()
+    return tuple(client for client in everyone if client.rows)
+
+
+def single_class(view: View) -> list[str]:
+    """Returns the clients that hold one class and have no AUROC.
+
+    Args:
+      view: what was read.
+    """
+    return [client.client for client in tested_clients(view) if client.auroc is None]
+
+
+def unseen_clients(view: View) -> frozenset[str]:
+    """Returns the clients of an evaluation that were not in training.
+
+    Args:
+      view: what was read.
+    """
+    names = view.result.get("unseen_clients")
+    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
 
 
 def oracle_of(view: View) -> dict[str, Any]:

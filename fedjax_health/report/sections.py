@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 from fedjax_health.report import findings, tables
 from fedjax_health.report.findings import Finding
-from fedjax_health.report.records import View, numbers_of, settings_of, value_of
+from fedjax_health.report.nouns import ATTACKS, nouns_of
+from fedjax_health.report.records import (
+    View,
+    numbers_of,
+    settings_of,
+    single_class,
+    value_of,
+)
 from fedjax_health.report.tables import Table
 from fedjax_health.report.words import listing
 
@@ -149,11 +156,12 @@ def _chosen_model(view: View) -> str:
 
 
 def _ranking(view: View, figures: frozenset[str]) -> Section | Absent:
+    nouns = nouns_of(view)
     captions = {
         "roc": "Recall against the false-alarm rate, threshold by threshold. A curve "
         "in the upper left corner is best; random scores follow the diagonal.",
         "pr": "Precision against recall. Random scores stay on the dashed line, the "
-        "share of attacks; so compare it between data of equal shares only.",
+        f"share of {nouns.many}; so compare it between data of equal shares only.",
         "scores": "Distribution of scores. What overlaps cannot be told apart by any "
         "threshold.",
     }
@@ -169,9 +177,11 @@ def _ranking(view: View, figures: frozenset[str]) -> Section | Absent:
 def _calibration(view: View, figures: frozenset[str]) -> Section | Absent:
     if "calibration" not in figures:
         return Absent("Calibration", _no_labels(view))
+    nouns = nouns_of(view)
     caption = (
-        "Share of attacks among rows of like score; below, how many rows a bin has. "
-        "Points under the diagonal: scores are higher than attacks are frequent."
+        f"Share of {nouns.many} among {nouns.units} of like score; below, how many a "
+        f"bin has. Points under the diagonal: scores are higher than {nouns.many} are "
+        "frequent."
     )
     return Section(
         "calibration", "Calibration", drawings=(Drawing("calibration", caption),)
@@ -184,7 +194,7 @@ def _clients(view: View, figures: frozenset[str]) -> Section | Absent:
     if table is None and counted is None:
         return Absent("Clients", _no_labels(view))
     text = []
-    lone = tables.single_class(view)
+    lone = single_class(view)
     if lone:
         plural = "clients hold" if len(lone) > 1 else "client holds"
         text.append(
@@ -207,12 +217,18 @@ def _attacks(view: View, figures: frozenset[str]) -> Section | Absent:
     if table is None:
         reason = "the data names no types." if view.figures else _no_labels(view)
         return Absent("Types of attack", reason)
+    nouns = nouns_of(view)
+    title, rows = "Types of attack", "each type's rows"
+    if nouns != ATTACKS:
+        # One kind, which the data does not call an attack.
+        title = f"{nouns.many[:1].upper()}{nouns.many[1:]}"
+        rows = f"the {nouns.rows}"
     captions = {
-        "attacks": "Share of each type's rows that is reported, and how well its rows "
-        "are ranked above all normal ones; rows in brackets."
+        "attacks": f"Share of {rows} that is reported, and how well they are ranked "
+        f"above all {nouns.others}; rows in brackets."
     }
     drawings = _drawings(captions, figures)
-    return Section("attacks", "Types of attack", drawings=drawings, tables=(table,))
+    return Section("attacks", title, drawings=drawings, tables=(table,))
 
 
 def _delay(view: View, figures: frozenset[str]) -> Section | Absent:
@@ -241,16 +257,19 @@ def _alarms(view: View, figures: frozenset[str]) -> Section | Absent:
         return Absent(
             "Alarms over time", absent if view.predictions is None else NO_TIME
         )
-    text = (
-        "Chosen by rule, not by hand: first what went wrong, then what is usual, each "
-        "stream once."
-        if view.predictions is not None and view.predictions.label is not None
-        else "The streams with the most alarms and the highest scores, and a calm one."
-    )
+    text = "The streams with the most alarms and the highest scores, and a calm one."
     caption = (
-        "Scores of single streams with attacks, threshold and alarms; ticks below a "
-        "score are alarms, the lower row false ones."
+        "Scores of single streams and the threshold; ticks below a score are alarms."
     )
+    if view.predictions is not None and view.predictions.label is not None:
+        text = (
+            "Chosen by rule, not by hand: first what went wrong, then what is usual, "
+            "each stream once."
+        )
+        caption = (
+            "Scores of single streams with attacks, threshold and alarms; ticks below "
+            "a score are alarms, the lower row false ones."
+        )
     return Section(
         "alarms", "Alarms over time", (text,), drawings=(Drawing("alarms", caption),)
     )
@@ -260,9 +279,15 @@ def _modalities(view: View, figures: frozenset[str]) -> Section | Absent:
     table = tables.features(view)
     if "modalities" not in figures and table is None:
         return Absent("Modalities", "the model has one modality, or tells no shares.")
+    nouns = nouns_of(view)
+    over = f"{nouns.others} and over each type of {nouns.one}"
+    if nouns != ATTACKS:
+        over = f"{nouns.others} and over {nouns.rows}"
+    if view.predictions is not None and view.predictions.label is None:
+        over = "all rows"
     captions = {
         "modalities": "How much each modality weighs in the score, on average over "
-        "normal rows and over each type of attack; rows in brackets."
+        f"{over}; rows in brackets."
     }
     return Section(
         "modalities",
@@ -273,9 +298,12 @@ def _modalities(view: View, figures: frozenset[str]) -> Section | Absent:
 
 
 def _leakcheck(view: View, _: frozenset[str]) -> Section | Absent:
+    if view.kind == "evaluation":
+        reason = "it looks at data that is trained on; see the report of the run."
+        return Absent("Leak check", reason)
     if view.leakcheck is None:
         return Absent("Leak check", "it was not run, or switched off.")
-    verdict = "passed" if view.leakcheck.passed else "failed"
+    verdict = "passed" if view.leakcheck.passed else "warns"
     text = (
         f"The check {verdict}. It looks for what gives the label away without being "
         "its cause: single columns, rows that stand in two parts, identifiers and "

@@ -84,7 +84,7 @@ def finish(
         step_seconds=examples.step_seconds,
         seed=config.seed,
     )
-    measured["oracle"] = _oracle(run, streams=streams)
+    measured["oracle"] = oracle_metrics(run, streams=streams)
     backdoor = backdoor_rates(run, best.view, measured["threshold"], mesh)
     shown = {n: v for n, v in measured["metrics"].items() if v is not None}
     result: dict[str, Any] = {
@@ -99,6 +99,11 @@ def finish(
         "num_params": trees.num_params(run.built.abstract_params),
         "uplink_bytes_per_client": run.built.algorithm.message.uplink_bytes(),
     }
+    held_out = parts.train.num_clients - run.prepared.store.num_clients
+    if held_out:
+        result["held_out_clients"] = held_out
+    if run.warnings:
+        result["warnings"] = list(run.warnings)
     if measured["oracle"] is not None:
         result["oracle"] = measured["oracle"]
     if backdoor is not None:
@@ -186,8 +191,16 @@ def named_rates(backdoor: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _oracle(run: Run, *, streams: bool) -> dict[str, float] | None:
-    """Returns the figures of an observer who knows how the data was generated."""
+def oracle_metrics(run: Run, *, streams: bool) -> dict[str, float] | None:
+    """Returns the figures of an observer who knows how the data was generated.
+
+    Args:
+      run: with its data.
+      streams: whether rows follow each other in time.
+
+    Returns:
+      The metrics on the test part; None for data that nobody generated.
+    """
     known, parts = [], run.prepared.parts
     for part in (parts.validation, parts.test):
         if part.oracle is None:

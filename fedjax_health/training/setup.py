@@ -30,6 +30,7 @@ class Run(NamedTuple):
       built: its detector and algorithm.
       data_version: what tells changed data.
       leaks: what the leak check found, or None where it was not asked for.
+      warnings: what looked wrong in the data, apart from what the leak check says.
     """
 
     config: Config
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     built: build.Built
     data_version: str
     leaks: LeakReport | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> Run:
@@ -50,12 +52,15 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     named = build.name_files(config)
     if named is not None:
         progress.on_message(f"reading {named}")
-    with records.tell_warnings(progress, DataWarning):
+    with records.tell_warnings(progress, DataWarning) as told:
         dataset = build.build_dataset(config)
         prepared = build.prepare(config, dataset)
-        if not leaks:
-            # A check says the same.
+    if not leaks:
+        # A check says the same.
+        with records.tell_warnings(progress, DataWarning) as repeats:
             build.warn_of_repeats(config, dataset)
+        # A resumed run has checked before: its result is that of one go.
+        told |= {} if config.leakcheck else repeats
     train_part, population = summary(prepared.parts.train), prepared.store.num_clients
     held_out = train_part.num_clients - population
     progress.on_message(
@@ -73,10 +78,11 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     for check in found.checks if found is not None else ():
         if not check.passed:
             progress.on_message(f"warning: leak check, {check.check}: {check.message}")
-    with records.tell_warnings(progress, DataWarning):
+    with records.tell_warnings(progress, DataWarning) as told_later:
         built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
-    return Run(config, prepared, built, _data_version(config, dataset), found)
+    said = tuple(dict.fromkeys((*told, *told_later)))
+    return Run(config, prepared, built, _data_version(config, dataset), found, said)
 
 
 def _data_version(config: Config, dataset: Dataset) -> str:

@@ -12,6 +12,7 @@ from fedjax_health.config import parse
 from fedjax_health.evaluate import evaluate
 from fedjax_health.evaluate.detector import read_detector
 from fedjax_health.metrics import host
+from fedjax_health.report.findings import cautions
 from fedjax_health.report.records import read_folder
 from tests import tiny
 
@@ -201,8 +202,16 @@ def new_stays(folder):
     ("name", "make", "facts"),
     [
         ("wards", new_category, {"unseen_categories": {"kinds.colour": {"green": 5}}}),
-        ("wards", new_modality_absent, {"unseen_categories": {}}),
-        ("wards", new_column_absent, {"absent_modalities": []}),
+        (
+            "wards",
+            new_modality_absent,
+            {"unseen_categories": {}, "absent_modalities": ["kinds"]},
+        ),
+        (
+            "wards",
+            new_column_absent,
+            {"absent_modalities": [], "absent_columns": ["own.rate"], "warnings": []},
+        ),
         ("wards", new_files, {"unseen_clients": ["ward_c"], "clients": 2}),
         ("wards", new_file_alone, {"unseen_clients": []}),
         ("wards", new_client, {"unseen_clients": ["ward_z"]}),
@@ -339,3 +348,28 @@ def test_a_row_without_a_label_cuts_an_episode(tmp_path):
                 missed += not any(alarm[row] for row in episode)
     assert total > 0
     assert result["metrics"]["missed_episodes"] == pytest.approx(missed / total)
+
+
+def test_what_was_warned_of_is_kept_and_shown(finished, tmp_path):
+    run = finished("wards")
+    frame = rows_of(20)
+    frame["load"] = 50 + frame["load"]
+    frame.loc[len(frame) // 2 :, "load"] *= 1000
+    path = write(tmp_path / "ward_z.csv", frame.drop(columns="colour"))
+    result, _, said = scored(run, path, tmp_path / "out")
+    (text,) = result["warnings"]
+    assert "'load' of modality 'own' looks as if its unit changed" in text
+    assert f"warning: {text}" in said
+    found = {one.about: one.text for one in cautions(read_folder(tmp_path / "out"))}
+    assert found["While the data was read"] == f"{text}."
+    assert found["Not in the data"].startswith("Modality kinds: training had")
+    assert found["Clients that training never saw"].startswith("ward_z (240 rows)")
+
+
+def test_a_run_keeps_what_was_warned_of(finished):
+    """One of the wards measures in another unit."""
+    run = finished("wards")
+    (said,) = run.result["warnings"]
+    assert "'load' of modality 'own' looks as if its unit changed at client" in said
+    found = [one.text for one in cautions(read_folder(run.paths.root))]
+    assert f"{said}." in found

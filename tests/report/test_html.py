@@ -153,7 +153,7 @@ def test_headline_and_plain_words(page):
 
 def test_cautions_name_what_is_wrong(page):
     text = " ".join("".join(page.text).split())
-    assert "The leak check failed. column <script>" in text
+    assert "The leak check warns. column <script>" in text
     assert "Updates left out." in text
     assert "1 in 1 of 4 rounds" in text
     assert "Resumed elsewhere." in text

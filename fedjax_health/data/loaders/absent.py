@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_health.data.loaders.reading import shorten
-from fedjax_health.data.schema import Dataset, DataWarning
+from fedjax_health.data.schema import AbsentWarning, Dataset
 
 
 def warn_of_empty_columns(dataset: Dataset, *, source: str, strict: bool) -> None:
@@ -66,4 +66,4 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def _say(problem: str) -> None:
-    warnings.warn(f"{problem} not observed", DataWarning, stacklevel=5)
+    warnings.warn(f"{problem} not observed", AbsentWarning, stacklevel=5)

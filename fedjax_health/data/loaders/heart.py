@@ -82,4 +82,6 @@ def _clean(dataset: Dataset, source: str) -> Dataset:
     for column in _ZERO_IS_MISSING:
         cells = values[:, names.index(column)]
         cells[cells == 0] = np.nan
-    return dataset._replace(features={"clinical": values})
+    return dataset._replace(
+        features={"clinical": values}, attack_names=("normal", "heart disease")
+    )

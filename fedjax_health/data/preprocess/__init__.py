@@ -11,6 +11,7 @@ from fedjax_health.data.preprocess.outliers import Fences, apply_fences, fit_fen
 from fedjax_health.data.preprocess.pipeline import (
     Outliers,
     Preprocessing,
+    absent_columns,
     absent_modalities,
     apply_preprocessing,
     fit_preprocessing,
@@ -35,6 +36,7 @@ __all__ = [
     "Projection",
     "Scaler",
     "Summary",
+    "absent_columns",
     "absent_modalities",
     "apply_fences",
     "apply_preprocessing",

@@ -166,8 +166,41 @@ def apply_preprocessing(preprocessing: Preprocessing, dataset: Dataset) -> Datas
 def absent_modalities(
     preprocessing: Preprocessing, dataset: Dataset
 ) -> tuple[str, ...]:
-    """Returns the modalities of the training that a dataset does not have."""
-    return tuple(n for n in preprocessing.feature_names if n not in dataset.features)
+    """Returns the modalities of the training that hold no value in a dataset.
+
+    Args:
+      preprocessing: fitted on the training part.
+      dataset: rows as a loader returns them; a modality may be left out.
+    """
+    return tuple(
+        name
+        for name in preprocessing.feature_names
+        if name not in dataset.features or np.isnan(dataset.features[name]).all()
+    )
+
+
+def absent_columns(preprocessing: Preprocessing, dataset: Dataset) -> tuple[str, ...]:
+    """Returns the columns of the training that hold no value in a dataset.
+
+    Those of a modality that is absent altogether are not named.
+
+    Args:
+      preprocessing: fitted on the training part.
+      dataset: rows as a loader returns them.
+
+    Returns:
+      ``modality.column``, in the order of the training.
+    """
+    absent = set(absent_modalities(preprocessing, dataset))
+    found = []
+    for modality, names in preprocessing.feature_names.items():
+        if modality in absent:
+            continue
+        own = dataset.feature_names[modality]
+        seen = np.flatnonzero(np.any(~np.isnan(dataset.features[modality]), axis=0))
+        held = {own[position] for position in seen}
+        found += [f"{modality}.{name}" for name in names if name not in held]
+    return tuple(found)
 
 
 def _matched(preprocessing: Preprocessing, dataset: Dataset) -> Dataset:

@@ -13,7 +13,6 @@ from fedjax_health.report.tables.groups import (
     attacks,
     clients,
     features,
-    single_class,
     spread,
 )
 from fedjax_health.report.tables.metrics import (
@@ -41,6 +40,5 @@ __all__ = [
     "leak_checks",
     "leak_columns",
     "metrics",
-    "single_class",
     "spread",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedjax_health.report.nouns import nouns_of
 from fedjax_health.report.records import View
 from fedjax_health.report.tables.form import Table
 from fedjax_health.report.words import DASH, number
@@ -21,7 +22,7 @@ def leak_checks(view: View) -> Table | None:
     rows = tuple(
         (
             check.check,
-            "passed" if check.passed else "FAILED",
+            "passed" if check.passed else "WARNING",
             number(check.value),
             number(check.limit),
             check.message,
@@ -73,7 +74,11 @@ def facts(view: View) -> Table:
     figures = view.figures
     lines: list[tuple[str, Any]] = []
     if figures is not None:
-        lines += [("rows measured", figures.rows), ("attack rows", figures.positives)]
+        nouns = nouns_of(view)
+        lines += [
+            (f"{nouns.units} measured", figures.rows),
+            (nouns.rows, figures.positives),
+        ]
         if figures.resamples and figures.interval_unit:
             text = f"{figures.resamples:,} resamples of {figures.interval_unit}"
             lines.append(("intervals", text))

@@ -6,7 +6,13 @@ from collections import defaultdict
 import numpy as np
 
 from fedjax_health.report.clean import clean
-from fedjax_health.report.records import View
+from fedjax_health.report.nouns import ATTACKS, nouns_of
+from fedjax_health.report.records import (
+    View,
+    single_class,
+    tested_clients,
+    unseen_clients,
+)
 from fedjax_health.report.tables.form import Table, rate, without_empty
 from fedjax_health.report.tables.metrics import METRICS
 from fedjax_health.report.words import metric, number, percentage
@@ -26,9 +32,11 @@ def clients(view: View) -> Table | None:
     Args:
       view: what was read.
     """
-    everyone = view.figures.clients if view.figures else ()
+    everyone = tested_clients(view)
     if not everyone:
         return None
+    unseen = unseen_clients(view)
+    nouns = nouns_of(view)
     order = sorted(
         everyone, key=lambda c: (c.auroc is None, c.auroc or 0.0, -c.rows, c.client)
     )
@@ -39,7 +47,7 @@ def clients(view: View) -> Table | None:
         caption += f"; {left:,} more stand in figures.json"
     rows = tuple(
         (
-            client.client,
+            _client_name(client.client, unseen),
             number(client.rows),
             number(client.positives),
             "one class only" if client.auroc is None else number(client.auroc),
@@ -49,8 +57,9 @@ def clients(view: View) -> Table | None:
         )
         for client in shown
     )
-    titles = ("client", "rows", "attacks", "AUROC", "AUPRC", "F1", "false alarms")
-    return without_empty(Table(caption, titles, rows))
+    titles = ("client", "rows", nouns.many, "AUROC", "AUPRC", "F1", "false alarms")
+    marked = frozenset(i for i, one in enumerate(shown) if one.client in unseen)
+    return without_empty(Table(caption, titles, rows, marked=marked))
 
 
 def spread(view: View) -> Table | None:
@@ -62,12 +71,14 @@ def spread(view: View) -> Table | None:
     values = view.figures.client_spread if view.figures else {}
     if not values:
         return None
+    # Clients without rows of this part have nothing that could be left out.
+    lone = len(single_class(view)) if tested_clients(view) else None
     rows = tuple(
         (
             METRICS.get(name, (name, ""))[0],
             *map(number, (s.mean, s.std, s.worst_decile, s.worst)),
             number(s.ranked),
-            number(s.excluded),
+            number(s.excluded if lone is None else lone),
         )
         for name, s in sorted(values.items(), key=lambda item: _rank(item[0]))
     )
@@ -80,19 +91,16 @@ def spread(view: View) -> Table | None:
         "clients",
         "left out",
     )
-    return Table(
+    table = Table(
         "Spread over clients; left out are those with one class", columns, rows
     )
-
-
-def single_class(view: View) -> list[str]:
-    """Returns the clients that hold one class and have no AUROC.
-
-    Args:
-      view: what was read.
-    """
-    everyone = view.figures.clients if view.figures else ()
-    return [client.client for client in everyone if client.auroc is None]
+    if all(s.worst_decile == s.worst for s in values.values()):
+        # A tenth of fewer than 20 clients is one of them.
+        table = table._replace(
+            columns=(*columns[:3], *columns[4:]),
+            rows=tuple((*row[:3], *row[4:]) for row in rows),
+        )
+    return table
 
 
 def attacks(view: View) -> Table | None:
@@ -117,8 +125,9 @@ def attacks(view: View) -> Table | None:
         )
         for attack in sorted(kinds, key=lambda a: (-a.rows, a.attack))
     )
+    nouns = nouns_of(view)
     columns = (
-        "attack",
+        "attack" if nouns == ATTACKS else "kind",
         "rows",
         "recall",
         "AUROC",
@@ -127,7 +136,9 @@ def attacks(view: View) -> Table | None:
         "missed",
         "mean delay",
     )
-    caption = "Types of attack, each against all normal rows"
+    caption = f"Types of attack, each against all {nouns.others}"
+    if nouns != ATTACKS:
+        caption = f"{nouns.many[:1].upper()}{nouns.many[1:]} against {nouns.others}"
     return without_empty(Table(caption, columns, rows))
 
 
@@ -150,9 +161,10 @@ def alarm_counts(view: View) -> Table | None:
     np.fmax.at(highest, rows.client, rows.score)
     shares = alarms / totals
     order = sorted(range(len(names)), key=lambda i: (-shares[i], names[i]))
+    unseen = unseen_clients(view)
     texts = tuple(
         (
-            names[i],
+            _client_name(names[i], unseen),
             number(int(totals[i])),
             number(int(alarms[i])),
             percentage(float(shares[i])),
@@ -161,7 +173,9 @@ def alarm_counts(view: View) -> Table | None:
         for i in order[:CLIENTS]
     )
     columns = ("client", "rows", "alarms", "share", "highest score")
-    return Table("Alarms by client, the most first", columns, texts)
+    first = order[:CLIENTS]
+    marked = frozenset(n for n, i in enumerate(first) if names[i] in unseen)
+    return Table("Alarms by client, the most first", columns, texts, marked=marked)
 
 
 def features(view: View) -> Table | None:
@@ -196,10 +210,14 @@ def features(view: View) -> Table | None:
     columns = ("feature", "alarms", "share of alarms", "mean weight")
     return Table(
         "Features among those that weighed most in an alarm; positive weights speak "
-        "for an attack",
+        f"for {nouns_of(view).row.removesuffix(' row')}",
         columns,
         lines,
     )
+
+
+def _client_name(name: str, unseen: frozenset[str]) -> str:
+    return f"{name} (not in training)" if name in unseen else name
 
 
 def _rank(name: str) -> tuple[int, str]:

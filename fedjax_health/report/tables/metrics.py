@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedjax_health.report.figures import Number
+from fedjax_health.report.nouns import nouns_of
 from fedjax_health.report.records import View, interval_of, oracle_of, value_of
 from fedjax_health.report.tables.form import (
     Card,
@@ -13,15 +14,16 @@ from fedjax_health.report.tables.form import (
 )
 from fedjax_health.report.words import DASH, metric, number, percentage
 
+# What stands in braces is said in the words of the data; see ``Nouns``.
 METRICS = {
-    "auroc": ("AUROC", "chance that an attack row outranks a normal one"),
-    "auprc": ("AUPRC", "precision over all recalls; the share of attacks if random"),
+    "auroc": ("AUROC", "chance that {row} outranks {other}"),
+    "auprc": ("AUPRC", "precision over all recalls; the share of {many} if random"),
     "f1": ("F1", "at the threshold of the best validation F1"),
-    "accuracy": ("Accuracy", "at that threshold; means little where attacks are rare"),
+    "accuracy": ("Accuracy", "at that threshold; means little where {many} are rare"),
     "mcc": ("MCC", "correlation of answer and truth at that threshold"),
-    "ece": ("ECE", "mean distance of score and share of attacks; 0 is best"),
+    "ece": ("ECE", "mean distance of score and share of {many}; 0 is best{lopsided}"),
     "brier": ("Brier score", "mean squared error of the score; 0 is best"),
-    "achieved_far": ("False-alarm rate", "normal rows at or above the alarm threshold"),
+    "achieved_far": ("False-alarm rate", "{others} at or above the alarm threshold"),
     "mean_delay": ("Mean delay (steps)", "onset to alarm; missed: the full length"),
     "median_delay": (
         "Median delay (steps)",
@@ -30,8 +32,8 @@ METRICS = {
     "missed_episodes": ("Missed episodes", "attack episodes without an alarm"),
 }
 
-
-_CLASSES = ("normal", "attack")
+# Resamples add noise to a sum of absolute values: none of them is as even as the rows.
+LOPSIDED = "; chance only adds to it, so its interval reaches mostly upwards"
 
 
 def cards(view: View) -> list[Card]:
@@ -74,7 +76,8 @@ def cards(view: View) -> list[Card]:
         shown.append(Card("False alarms", text, "steps per device and day", at_rate))
     elif alarms is not None and alarms.per_1000_rows is not None:
         text = f"{alarms.per_1000_rows:,.1f}"
-        shown.append(Card("False alarms", text, "in 1,000 normal rows", at_rate))
+        per = f"in 1,000 {nouns_of(view).others}"
+        shown.append(Card("False alarms", text, per, at_rate))
     return shown
 
 
@@ -93,6 +96,7 @@ def metrics(view: View) -> Table | None:
         "random scores": control if any(n in control for n in names) else None,
         "oracle": oracle or None,
     }
+    nouns = nouns_of(view)
     with_interval = any(interval_of(view, name) for name in names)
     columns = ["metric", "value"]
     columns += ["95 % interval"] * with_interval
@@ -100,6 +104,8 @@ def metrics(view: View) -> Table | None:
     rows = []
     for name in names:
         title, meaning = METRICS[name]
+        lopsided = LOPSIDED if interval_of(view, name) else ""
+        meaning = meaning.format(**nouns._asdict(), lopsided=lopsided)
         row = [title, metric(name, value_of(view, name))]
         row += [interval_text(view, name) or DASH] * with_interval
         row += [metric(name, v.get(name)) for v in others.values() if v]
@@ -121,12 +127,13 @@ def confusion(view: View) -> Table | None:
     counts = view.figures.confusion if view.figures else None
     if counts is None:
         return None
+    nouns = nouns_of(view)
     rows = (
-        ("attack", number(counts.true_positives), number(counts.false_negatives)),
-        ("normal", number(counts.false_positives), number(counts.true_negatives)),
+        (nouns.rows, number(counts.true_positives), number(counts.false_negatives)),
+        (nouns.others, number(counts.false_positives), number(counts.true_negatives)),
     )
-    caption = "Rows at the threshold of the best validation F1"
-    return Table(caption, ("rows", "reported", "not reported"), rows)
+    caption = "At the threshold of the best validation F1"
+    return Table(caption, ("", "reported", "not reported"), rows)
 
 
 def backdoor(view: View) -> Table | None:
@@ -138,9 +145,12 @@ def backdoor(view: View) -> Table | None:
     found = view.figures.backdoor if view.figures else None
     if found is None:
         return None
-    wrong, called = _CLASSES[found.target == 0], _CLASSES[found.target != 0]
+    nouns = nouns_of(view)
+    wrong, called = nouns.rows, "normal"
+    if found.target != 0:
+        wrong, called = nouns.others, nouns.one
     caption = (
-        f"Backdoor: share of the {wrong} rows called {called}, which is what the "
+        f"Backdoor: share of the {wrong} called {called}, which is what the "
         "trigger was planted for"
     )
     rows = (
@@ -207,9 +217,12 @@ def _counts(view: View) -> list[Card]:
 def _rows_measured(view: View) -> str:
     rows = view.figures.rows if view.figures else None
     prevalence = value_of(view, "prevalence")
-    part = "test rows" if view.kind == "run" else "rows"
+    nouns = nouns_of(view)
+    part = f"test {nouns.units}" if view.kind == "run" else nouns.units
     text = part if rows is None else f"{rows:,} {part}"
-    return text if prevalence is None else f"{text}, {percentage(prevalence)} attacks"
+    if prevalence is None:
+        return text
+    return f"{text}, {percentage(prevalence)} {nouns.many}"
 
 
 def _with_unit(name: str, value: float) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from fedjax_health.data.preprocess import (
     Outliers,
+    absent_columns,
     absent_modalities,
     apply_fences,
     apply_preprocessing,
@@ -112,6 +113,17 @@ def test_a_modality_that_is_absent():
     check_dataset(result)
     assert absent_modalities(fitted, without("notes")) == ("notes",)
     assert absent_modalities(fitted, data) == ()
+    empty = np.full_like(data.features["notes"], np.nan)
+    hollow = data._replace(features={**data.features, "notes": empty})
+    assert absent_modalities(fitted, hollow) == ("notes",)
+    assert absent_columns(fitted, hollow) == ()
+    names = data.feature_names["notes"]
+    part = data.features["notes"].copy()
+    part[:, 0] = np.nan
+    part = data._replace(features={**data.features, "notes": part})
+    assert absent_modalities(fitted, part) == ()
+    assert absent_columns(fitted, part) == (f"notes.{names[0]}",)
+    assert absent_columns(fitted, data) == ()
     with pytest.raises(DataError, match="no modality 'flow', whose values"):
         apply_preprocessing(fitted, without("flow"))
 
