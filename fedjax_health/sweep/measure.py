@@ -32,6 +32,7 @@ from fedjax_health.training.result import (
     backdoor_rates,
     have_streams,
     named_rates,
+    oracle_metrics,
     scored,
     scoring_view,
 )
@@ -109,6 +110,7 @@ class Bench:
             collections.OrderedDict()
         )
         self._examples: dict[str, Examples] = {}
+        self._oracles: dict[tuple[str, float], dict[str, float] | None] = {}
         self._readers: dict[tuple[str, Model, str], Any] = {}
 
     def measure(self, config: Config) -> dict[str, Any]:
@@ -158,6 +160,13 @@ class Bench:
                 mesh=build.build_mesh(run.config.devices),
             )
         return self._readers[name]
+
+    def _oracle(self, key: str, run: Run) -> dict[str, float] | None:
+        name = (key, run.config.evaluation.false_alarm_rate)
+        if name not in self._oracles:
+            streams = have_streams(run.prepared.parts.test)
+            self._oracles[name] = oracle_metrics(run, streams=streams)
+        return self._oracles[name]
 
     def _resident(self, key: str, run: Run):
         if key not in self._examples:
@@ -222,6 +231,9 @@ class Bench:
             constant = (np.full(len(x), 0.5, np.float32) for x in label.values())
             found["final"] = Found(Scores(config.rounds, *constant), None)
             found.setdefault("best", found["final"])
+        oracle = self._oracle(key, run)
+        if oracle is not None:
+            record["oracle"] = oracle
         record["curve"] = curve
         record["malicious"] = int(built.malicious.sum())
         record["clients"] = len(built.malicious)

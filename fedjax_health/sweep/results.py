@@ -23,8 +23,10 @@ def results_table(sweep: Sweep, records: Mapping[str, dict[str, Any]]) -> pd.Dat
       empty where there is nothing; ``status`` and ``reason``; ``malicious_clients`` of
       ``clients``; ``final_round`` and ``best_round``; the metrics of the last and of
       the best step, ``final_auroc``, ``best_auroc`` and so on for the test part and
-      ``validation_final_auroc`` and so on for the validation part; and ``mean_...``,
-      what the rounds reported on average.
+      ``validation_final_auroc`` and so on for the validation part; ``oracle_auroc`` and
+      so on of an observer who knows how the data was generated; ``attack_...``, the
+      numbers that an attack keeps; and ``mean_...``, what the rounds reported on
+      average.
     """
     rows = [
         {**_labels(cell), **_row(records[cell.key])}
@@ -73,9 +75,13 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
             prefix = f"{step}_" if part == "test" else f"{part}_{step}_"
             for name, value in found.get(part, {}).items():
                 row[prefix + name] = value
-    for source in ("rounds", "attack"):
+    for source, prefix in (
+        ("rounds", "mean"),
+        ("attack", "attack"),
+        ("oracle", "oracle"),
+    ):
         for name, value in record.get(source, {}).items():
-            row[f"{'mean' if source == 'rounds' else source}_{name}"] = value
+            row[f"{prefix}_{name}"] = value
     return row
 
 

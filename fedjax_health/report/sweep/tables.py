@@ -116,7 +116,10 @@ def metrics(view: SweepView) -> Table | None:
         if f"best_{name}" not in view.chosen:
             continue
         found = summary.mean_table(view, f"best_{name}")
-        for row, column, _, mean in found.itertuples(index=False):
+        observer = summary.mean_table(view, f"oracle_{name}")
+        for (row, column, _, mean), known in zip(
+            found.itertuples(index=False), observer["mean"], strict=True
+        ):
             if mean.count:
                 rows.append(
                     (
@@ -125,6 +128,7 @@ def metrics(view: SweepView) -> Table | None:
                         title,
                         metric(name, mean.value),
                         _interval_of(name, mean),
+                        metric(name, known.value),
                         f"{mean.count}",
                     )
                 )
@@ -132,24 +136,25 @@ def metrics(view: SweepView) -> Table | None:
         return None
     table = Table(
         "Metrics at the step that validation calls best: mean and 95 % interval over "
-        "repetitions",
+        "repetitions; an observer knows how the data was generated",
         (
             _where(view),
             view.roles.rows or "candidate",
             "metric",
             "mean",
             "95 % interval",
+            "observer",
             "repetitions",
         ),
         tuple(rows),
         frozenset({0, 1, 2}),
     )
-    keep = [
+    absent = [
         i
         for i, there in enumerate((bool(view.roles.columns), bool(view.roles.rows)))
         if not there
     ]
-    return _without(table, frozenset(keep))
+    return without_empty(_without(table, frozenset(absent)))
 
 
 def _interval_of(name: str, mean: Mean) -> str:
