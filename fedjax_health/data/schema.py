@@ -55,6 +55,11 @@ class Dataset(NamedTuple):
         have no names.
       step_seconds: seconds from one row of an entity to the next, whatever unit time
         is in; None where they are unknown.
+      row: int64 ``[rows]``, where a row stands in the file that it was read from,
+        counted from 0 (of several files as if they were one, in the order of their
+        names); None for what is not read from rows.
+      dated: whether ``time`` was read from dates and is in seconds since 1970: in UTC
+        where they name a zone, else as they are written.
     """
 
     features: dict[str, np.ndarray]
@@ -74,6 +79,8 @@ class Dataset(NamedTuple):
     patient: np.ndarray | None = None
     entity_names: tuple[str, ...] = ()
     step_seconds: float | None = None
+    row: np.ndarray | None = None
+    dated: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -97,6 +104,7 @@ def take_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
         time=dataset.time[rows],
         oracle=None if dataset.oracle is None else dataset.oracle[rows],
         patient=None if dataset.patient is None else dataset.patient[rows],
+        row=None if dataset.row is None else dataset.row[rows],
     )
 
 
@@ -214,8 +222,10 @@ def check_dataset(
         if name == "oracle" and values is None:
             continue
         _check_column(name, dtype, values, rows, source)
-    if dataset.patient is not None:
-        _check_column("patient", np.int64, dataset.patient, rows, source)
+    for name in ("patient", "row"):
+        values = getattr(dataset, name)
+        if values is not None:
+            _check_column(name, np.int64, values, rows, source)
     _refuse_rows(~np.isin(dataset.label, (0, 1)), source, "label is not 0 or 1")
     if not one_class and dataset.label.min() == dataset.label.max():
         raise DataError(f"{source}: every label is {dataset.label[0]:g}: give both")

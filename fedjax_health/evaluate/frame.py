@@ -25,7 +25,9 @@ def score_frame(
     """Returns client, entity, time, what is known of each example, and its score.
 
     Streams have a ``segment`` as well: rows of one number follow each other without a
-    gap, where a split may have cut one entity into several.
+    gap, where a split may have cut one entity into several. Times that were read from
+    dates stand there as a ``timestamp`` too, and examples that were read from the rows
+    of a file have the number of their ``row`` in it, a stay that of its last one.
 
     Args:
       part: the rows that were scored.
@@ -49,6 +51,10 @@ def score_frame(
         ),
         "time": examples.time,
     }
+    if examples.dated:
+        columns["timestamp"] = np.round(examples.time * 1e6).astype("datetime64[us]")
+    if examples.row is not None:
+        columns["row"] = examples.row
     if labelled is None or labelled.any():
         columns["label"] = examples.label.astype(np.int8)
         columns["attack"] = _names(examples.attack_names, examples.attack)

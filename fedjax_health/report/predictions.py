@@ -32,6 +32,7 @@ class Predictions(NamedTuple):
         None where rows do not follow each other in time (``read_folder`` sees to it).
       shares: modality -> float64 ``[rows]``, its share in the score.
       top_features: text ``[rows]``, what weighed most; None where unknown.
+      dated: whether ``time`` is in seconds since 1970.
     """
 
     client: np.ndarray
@@ -48,6 +49,7 @@ class Predictions(NamedTuple):
     alarm: np.ndarray | None
     shares: dict[str, np.ndarray]
     top_features: np.ndarray | None
+    dated: bool = False
 
     @property
     def segment_starts(self) -> np.ndarray:
@@ -100,6 +102,7 @@ def read_predictions(path: Path) -> Predictions:
         alarm=_flags(frame, "alarm"),
         shares=shares,
         top_features=None if features is None else features.fillna("").to_numpy(object),
+        dated=_is_dated(frame),
     )
 
 
@@ -143,6 +146,11 @@ def _segments(
     if "segment" in frame.columns:
         changed |= np.diff(_numbers(path, frame["segment"])) != 0
     return np.cumsum(np.append(False, changed)[: len(frame)]).astype(np.int64)
+
+
+def _is_dated(frame: pd.DataFrame) -> bool:
+    column = frame.get("timestamp")
+    return column is not None and pd.api.types.is_datetime64_any_dtype(column)
 
 
 def _times(frame: pd.DataFrame, segment: np.ndarray) -> np.ndarray:

@@ -43,6 +43,8 @@ def test_each_file_is_a_client(tmp_path):
         assert data.entity_names == ("ward_10", "ward_9")
         assert data.features["features"][:, 0].tolist() == [21, 20, 11, 10]
         assert data.client.tolist() == data.entity.tolist() == [0, 0, 1, 1]
+        # Sorted by time; counted through both files.
+        assert data.row.tolist() == [1, 0, 3, 2]
     names = [file.name for file in find_tables(tmp_path, ColumnRoles(label="y"))]
     assert names == ["ward_10.csv", "ward_9.csv"]
 

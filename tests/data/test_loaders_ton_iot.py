@@ -43,6 +43,8 @@ def test_devices_are_clients_and_columns_are_joined(tmp_path):
     assert data.client_names == ("Fridge", "Garage_Door")
     assert data.client.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert data.label.tolist() == [1, 0, 0, 1, 1, 0, 0]
+    # The second row of the door is a repeated one; the fridge's come before it.
+    assert data.row.tolist() == [0, 1, 2, 3, 5, 6, 7]
     assert data.attack_names == ("normal", "ddos", "ransomware", "xss")
     assert data.attack.tolist() == [2, 0, 0, 1, 3, 0, 0]
     assert data.feature_names == {

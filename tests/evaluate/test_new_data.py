@@ -373,3 +373,28 @@ def test_a_run_keeps_what_was_warned_of(finished):
     assert "'load' of modality 'own' looks as if its unit changed at client" in said
     found = [one.text for one in cautions(read_folder(run.paths.root))]
     assert f"{said}." in found
+
+
+def test_scores_lead_back_to_the_rows_and_dates_of_the_file(tmp_path):
+    """Rows stand in any order in the file, and by client and time in the scores."""
+    lines = tiny.table_lines()
+    first = pd.Timestamp("2026-05-04 00:00")
+    frame = pd.DataFrame(
+        [line.split(",") for line in lines[1:]], columns=lines[0].split(",")
+    )
+    minutes = pd.to_timedelta(frame["minute"].astype(int), unit="min")
+    frame["minute"] = (first + minutes).dt.strftime("%Y-%m-%dT%H:%M:%S")
+    frame = frame.sample(frac=1, random_state=0)
+    path = write(tmp_path / "ward.csv", frame)
+    run = tiny.Run(tiny.config(path, "rounds=1"), tmp_path / "run")
+    _, scores, _ = scored(run, path, tmp_path / "out")
+    for found in (scores, pd.read_parquet(run.paths.predictions)):
+        source = pd.read_csv(path).iloc[found["row"]].reset_index(drop=True)
+        np.testing.assert_array_equal(source["site"], found["client"])
+        np.testing.assert_array_equal(source["label"], found["label"])
+        written = pd.to_datetime(source["minute"])
+        np.testing.assert_array_equal(written.to_numpy(), found["timestamp"].to_numpy())
+    assert sorted(scores["row"]) == list(range(len(frame)))
+    view = read_folder(tmp_path / "out")
+    assert view.predictions is not None
+    assert view.predictions.dated

@@ -145,6 +145,21 @@ def test_large_times_are_counted_from_the_first_row(view):
     assert "1,600,000,000" in figure.axes[0].get_title(loc="left")
 
 
+def test_dates_are_shown_as_dates_and_hours(view):
+    start = 1_777_849_200.0
+    time = start + 60 * view.predictions.time
+    rows = view.predictions._replace(time=time, dated=True)
+    figure = plots.draw(view._replace(predictions=rows, figures=None))["alarms"]
+    axes = figure.axes[-1]
+    figure.canvas.draw()
+    assert "1,777" not in axes.get_title(loc="left")
+    assert axes.get_xlabel() == "date and time"
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(start / 86_400)
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert any(":" in text for text in shown)
+    assert "2026-May-03" in axes.xaxis.get_major_formatter().get_offset()
+
+
 def test_drawing_needs_neither_pyplot_nor_jax():
     code = (
         "import sys; import fedjax_health.report; "

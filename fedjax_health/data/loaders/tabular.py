@@ -414,6 +414,8 @@ def _build(
         patient=None if patient is None else patient[order],
         entity_names=entity_names,
         step_seconds=roles.step_seconds,
+        row=order.astype(np.int64),
+        dated=dated,
     )
     if roles.step_seconds is None and dated:
         dataset = dataset._replace(step_seconds=_median_step(dataset))

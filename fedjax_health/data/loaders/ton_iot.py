@@ -70,7 +70,7 @@ _PREFIX = "Train_Test_IoT_"
 
 
 class _Device(NamedTuple):
-    """Rows of one file; ``label`` is NaN where it is not known."""
+    """Rows of one file; ``label`` is NaN where it is not known, ``row`` their place."""
 
     name: str
     columns: dict[str, np.ndarray]
@@ -79,6 +79,7 @@ class _Device(NamedTuple):
     attack: np.ndarray
     attack_names: tuple[str, ...]
     repeated: int
+    row: np.ndarray
 
 
 def load_ton_iot(
@@ -153,6 +154,13 @@ def _load(
         for file in files(path)
     ]
     _say_repeated(devices, str(path))
+    sizes = [len(device.row) + device.repeated for device in devices]
+    starts = np.cumsum([0, *sizes[:-1]])
+    # As if the files were one.
+    devices = [
+        device._replace(row=device.row + start)
+        for device, start in zip(devices, starts, strict=True)
+    ]
     client_names, client = index_names([device.name for device in devices])
     if len(client_names) < len(devices):
         raise DataError(f"{path}: two files are of one device; remove one")
@@ -194,6 +202,7 @@ def _load(
         time=np.zeros(len(values)),
         masked=frozenset({"telemetry"}),
         categories={"telemetry": categories} if categories else {},
+        row=np.concatenate([device.row for device in devices]).astype(np.int64),
     )
     return Loaded(dataset, known)
 
@@ -230,7 +239,9 @@ def _read(file: Path, *, drop_duplicates: bool, labelled: bool) -> _Device:
     if not columns:
         raise DataError(f"{file} has no column of telemetry")
     name = file.name.split(".")[0].removeprefix(_PREFIX)
-    return _Device(name, columns, categories, label, attack, attack_names, repeated)
+    return _Device(
+        name, columns, categories, label, attack, attack_names, repeated, rows
+    )
 
 
 def _is_numeric(series: pd.Series) -> bool:

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,6 +25,7 @@ from fedjax_health.report.records import View, settings_of, value_of
 
 # From here on an axis is labelled by the time since its first row.
 LARGE_TIME = 1e6
+SECONDS_OF_DAY = 86_400.0
 
 # Ticks of alarms stand below the scores, names of attacks above them.
 LOW, TOP, HIGH = -0.3, 1.04, 1.3
@@ -49,7 +51,8 @@ def alarms(view: View) -> Figure | None:
     threshold = value_of(view, "delay_threshold")
     for axes, panel in zip(grid, panels, strict=True):
         _draw_panel(axes, panel, rows, threshold)
-    grid[-1].set_xlabel("time (unit of the data)")
+    dated = rows.dated
+    grid[-1].set_xlabel("date and time" if dated else "time (unit of the data)")
     handles = [Line2D([], [], color=BLUE, linewidth=1.3)]
     labels = ["score"]
     if threshold is not None:
@@ -71,7 +74,10 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Predictions, threshold: float | 
     label = None if rows.label is None else rows.label[piece] == 1
     alarm = np.zeros(len(time), bool) if rows.alarm is None else rows.alarm[piece]
     start = ""
-    if np.abs(time).max() >= LARGE_TIME:
+    if rows.dated:
+        # matplotlib counts days.
+        time = time / SECONDS_OF_DAY
+    elif np.abs(time).max() >= LARGE_TIME:
         start = f" (time from {time[0]:,.0f} on)"
         time = time - time[0]
     step = float(np.median(np.diff(time))) if len(time) > 1 else 1.0
@@ -93,7 +99,12 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Predictions, threshold: float | 
     axes.set_ylabel("score")
     axes.grid(False, axis="x")
     axes.axhline(-0.015, color=MUTED, linewidth=0.5)
-    axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+    if rows.dated:
+        locator = AutoDateLocator(maxticks=8)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    else:
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
 
 
 def _shade_attacks(
