@@ -58,6 +58,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_overrides(sweep)
     sweep.add_argument(
+        "--axis",
+        dest="axes",
+        action="append",
+        default=[],
+        metavar="FIELD=[VALUE,VALUE]",
+        help="values of an axis, new or in place of the sweep's own; may be repeated",
+    )
+    sweep.add_argument(
         "--only",
         action="append",
         default=[],

@@ -24,7 +24,8 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     """Runs a sweep in a new folder.
 
     Args:
-      options: config, overrides, base, only, out, workers and the device options.
+      options: config, overrides, base, axes, only, out, workers and the device
+        options.
 
     Returns:
       See ``run_sweep``.
@@ -32,7 +33,11 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     from fedjax_health.config.sweep import load_sweep
 
     sweep = load_sweep(
-        options.config, options.overrides, base=options.base, only=options.only
+        options.config,
+        options.overrides,
+        base=options.base,
+        axes=options.axes,
+        only=options.only,
     )
     name = Path(options.config).name.removesuffix(".toml") or "sweep"
     folder = Path(options.out or records.default_folder(name, 0))

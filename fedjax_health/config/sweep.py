@@ -139,6 +139,7 @@ def load_sweep(
     overrides: Sequence[str] = (),
     *,
     base: str | os.PathLike[str] | None = None,
+    axes: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> Sweep:
     """Reads a sweep and makes its cells.
@@ -147,12 +148,16 @@ def load_sweep(
       sweep: a TOML file, or the name of a preset.
       overrides: ``path.to.field=value``, of every cell.
       base: a configuration that takes the place of the sweep's own base.
+      axes: ``field=[value, value]``: an axis of values, new or in the place of the
+        sweep's own.
       only: ``axis=value`` or ``axis=value,value``: values that are kept.
 
     Raises:
       ConfigError: naming the axis, the value and the way out.
     """
     raw = read_toml(_sweep_text(sweep))
+    if axes and isinstance(raw.setdefault("axes", {}), dict):
+        raw["axes"] |= map(_listed, axes)
     _check_names(raw)
     if base is not None:
         raw["base"] = os.fspath(base)
@@ -199,7 +204,7 @@ def _check_names(raw: Mapping[str, Any]):
                 f"sweep: {name}: no such field; valid: {', '.join(known)}. Fields of "
                 "the configuration go under [cell]"
             )
-    if not isinstance(raw.get("axes"), dict) or not raw["axes"]:
+    if not raw.get("axes") or not isinstance(raw["axes"], dict):
         raise ConfigError(
             "sweep: axes: there is nothing to vary: add such as [axes] seed = [0, 1]"
         )
@@ -213,6 +218,15 @@ def _base(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(cell, dict):
         raise ConfigError(f"sweep: cell: {cell!r}: a table of fields is needed")
     return override(change(tree, tuple(_flat(cell))), overrides)
+
+
+def _listed(text: str) -> tuple[str, Any]:
+    """Returns the name and values of an axis that was given as text."""
+    name, separator, listed = text.partition("=")
+    values, literal = schema.parse_value(listed)
+    if not separator or not literal or not isinstance(values, list):
+        raise ConfigError(f"sweep: --axis {text!r}: write it as field=[value, value]")
+    return name.strip(), values
 
 
 def _kept(raw: Mapping[str, Any], only: Sequence[str]) -> dict[str, Any]:

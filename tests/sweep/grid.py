@@ -43,9 +43,11 @@ def write(folder: Path, axes: str = AXES) -> Path:
     return path
 
 
-def load(folder: Path, *overrides: str, axes: str = AXES, **options) -> Sweep:
+def load(
+    folder: Path, *overrides: str, axes: str = AXES, axes_given=(), **options
+) -> Sweep:
     """Returns the sweep on a table in a folder."""
-    return load_sweep(write(folder, axes), overrides, **options)
+    return load_sweep(write(folder, axes), overrides, axes=axes_given, **options)
 
 
 class Heard:

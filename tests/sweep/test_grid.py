@@ -88,6 +88,17 @@ def test_fields_under_cell_hold_for_every_cell_and_overrides_come_after(tmp_path
     assert cell.config.rounds == 8
 
 
+def test_an_axis_may_be_given_beside_the_file(tmp_path):
+    sweep = grid.load(
+        tmp_path, axes_given=["malicious=[0.0, 0.5]", "local.epochs=[1, 2]"]
+    )
+    assert [axis.name for axis in sweep.axes][-1] == "local.epochs"
+    assert {c.config.malicious for c in sweep.cells} == {0.0, 0.5}
+    assert {c.config.local.epochs for c in sweep.cells} == {1, 2}
+    with pytest.raises(ConfigError, match="write it as field="):
+        grid.load(tmp_path, axes_given=["malicious=0.5"])
+
+
 BAD = {
     "rows = 3\n[axes]\nseed = [0]\n": "rows: no such field",
     "": "there is nothing to vary",
