@@ -181,9 +181,15 @@ def evaluate(
     measured = None
     if labelled.any():
         measured = _measure(dataset, found, about, labelled, seed=config.seed)
+        shown = {n: v for n, v in measured["metrics"].items() if v is not None}
         result = {
-            "metrics": measured["metrics"],
-            "intervals": measured["intervals"],
+            "metrics": shown,
+            "intervals": {n: v for n, v in measured["intervals"].items() if n in shown},
+            "details": {
+                name: value
+                for name, value in measured["details"].items()
+                if value is not None and name not in result
+            },
             **result,
         }
     # Elsewhere than in the run's folder, a report would not find the configuration.

@@ -349,14 +349,17 @@ class _Alarmed(NamedTuple):
     """Calibration among the rows of the highest scores.
 
     Attributes:
-      off: mean distance of a bin's mean score from its share of attacks.
       score: mean.
       share: of attacks.
     """
 
-    off: float
     score: float
     share: float
+
+    @property
+    def off(self) -> float:
+        """How far the one is from the other."""
+        return abs(self.score - self.share)
 
 
 def _where_alarms_are(view: View) -> _Alarmed | None:
@@ -381,7 +384,6 @@ def _where_alarms_are(view: View) -> _Alarmed | None:
         return None
     weight = rows[chosen] / rows[chosen].sum()
     return _Alarmed(
-        off=float(weight @ np.abs(score - share)[chosen]),
         score=float(weight @ score[chosen]),
         share=float(weight @ share[chosen]),
     )

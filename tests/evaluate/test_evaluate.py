@@ -85,6 +85,8 @@ def test_new_data_is_scored_by_the_thresholds_of_the_run(trained, tmp_path):
     low, high = result["intervals"]["auroc"]
     assert low <= result["metrics"]["auroc"] <= high
     assert set(scores.entity) == {"d0", "d1"}
+    # As a person counts them: four a stream.
+    assert result["details"]["episodes"] == 32
     figures = records.read_json(run.paths.evaluations / "june" / "figures.json")
     assert {c["client"] for c in figures["clients"]} == {"s0", "s1", "s2", "s3"}
 
@@ -161,7 +163,8 @@ def test_labels_of_one_class_leave_out_what_needs_two(trained, tmp_path):
 
     path = fresh(tmp_path / "calm.csv", calm)
     result = evaluate(trained().paths.root, path, records.SILENT)
-    assert result["metrics"].get("auroc") is None
+    assert "auroc" not in result["metrics"]
+    assert None not in result["metrics"].values()
     assert 0 <= result["metrics"]["achieved_far"] <= 1
     json.dumps(records.read_json(f"{result['folder']}/result.json"))
 

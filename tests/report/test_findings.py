@@ -216,3 +216,27 @@ def test_the_note_of_the_calibration_error_says_why_its_interval_is_lopsided():
         table = tables.metrics(view(figures=read_figures(content)))
         (row,) = [row for row in table.rows if row[0] == "ECE"]
         assert ("interval reaches mostly upwards" in row[-1]) == said
+
+
+def test_an_episode_alone_is_one():
+    for missed, words in ((0, "is not missed"), (1, "is missed")):
+        content = {
+            "metrics": {"mean_delay": 2.0, "missed_episodes": missed},
+            "details": {"episodes": 1.0},
+        }
+        run = view(kind="evaluation", figures=read_figures(content))
+        (text,) = told(findings.plain_words(run), "How soon")
+        assert f"the only episode {words}" in text
+        (card,) = [c for c in tables.cards(run) if c.title == "Missed episodes"]
+        assert card.value == f"{missed} of 1"
+
+
+def test_captions_of_an_evaluation_without_labels(tmp_path):
+    rows = read(tmp_path, folder.predictions(labels=False))
+    evaluation = view(kind="evaluation", predictions=rows)
+    there, absent = sections(evaluation, {"alarms", "modalities"})
+    captions = " ".join(d.caption for part in there for d in part.drawings)
+    assert "attack" not in captions
+    assert "false" not in captions
+    (reason,) = [part.reason for part in absent if part.title == "Leak check"]
+    assert "see the report of the run" in reason

@@ -179,3 +179,37 @@ def test_small_helpers():
     assert shown(" ") == "(no name)"
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
     assert plots.COLOURS.keys() == plots.DARK.keys()
+
+
+def test_the_delay_plot_hides_nothing(view):
+    content = folder.figures()
+    content["curves"]["delay"]["missed_episodes"] = [0, 0, 0, 0]
+    top, below = plots.FIGURES["delay"](
+        view._replace(figures=read_figures(content))
+    ).axes
+    assert below.get_ylim()[1] >= 1
+    # The 1 % line is explained with the other signs, beside the axes.
+    assert [text.get_text() for text in top.texts] == []
+    assert top.get_legend() is None
+
+
+def test_the_legend_of_precision_stands_beside_the_curve(figures):
+    assert figures["pr"].axes[0].get_legend() is None
+    (legend,) = figures["pr"].legends
+    assert any("detector" in text.get_text() for text in legend.get_texts())
+
+
+def test_both_sides_of_training_show_the_same_rounds(view):
+    rounds = tuple({"round": i, "loss": 1 / i} for i in range(1, 101))
+    last = {**rounds[-1], "validation_auroc": 0.7}
+    figure = plots.draw(view._replace(rounds=(*rounds[:-1], last)))["training"]
+    limits = [axes.get_xlim() for axes in figure.axes]
+    assert limits[0] == limits[1]
+    assert limits[0][0] < 1
+    assert 100 < limits[0][1] < 110
+
+
+def test_a_tenth_of_few_clients_is_called_the_worst(figures):
+    (legend,) = figures["clients"].legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert "worst AUROC 0.500" in labels

@@ -1,5 +1,6 @@
 """Figures of the whole test part: training, ranking, calibration, delay."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from fedjax_health.report.nouns import nouns_of
 from fedjax_health.report.plots.style import (
     BLUE,
     INK,
     MUTED,
-    ON_LINES,
     ORANGE,
     PALE,
     TEAL,
@@ -62,12 +63,20 @@ def training(view: View) -> Figure | None:
     if isinstance(best, int) and handles:
         line = right.axvline(best, color=MUTED, linewidth=1.1, linestyle=":")
         handles.append(line)
-        labels.append(f"best model, round {best:,}")
+        labels.append(f"measured model, round {best:,}")
     if handles:
         legend(figure, handles, labels, ncols=3, loc="outside upper right")
     for axes in (left, right):
+        # The same rounds on both sides, however few were compared.
+        axes.set_xlim(_room(rounds))
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _room(rounds: np.ndarray) -> tuple[float, float]:
+    first, last = float(rounds.min()), float(rounds.max())
+    margin = 0.04 * (last - first) or 0.5
+    return first - margin, last + margin
 
 
 def roc(view: View) -> Figure | None:
@@ -82,8 +91,8 @@ def roc(view: View) -> Figure | None:
     curve = view.figures.curves.roc if view.figures else None
     if curve is None or not curve.recall:
         return None
-    figure = new_figure(3.5, width=3.6)
-    axes = figure.subplots()
+    nouns = nouns_of(view)
+    figure, axes = _square()
     (line,) = axes.plot(
         _array(curve.false_alarm_rate), _array(curve.recall), color=BLUE
     )
@@ -96,15 +105,14 @@ def roc(view: View) -> Figure | None:
         labels.append("threshold of the best F1")
     axes.set(
         title="ROC",
-        xlabel="false-alarm rate (share of normal rows)",
-        ylabel="recall (share of attack rows)",
+        xlabel=_wrapped(f"false-alarm rate (share of {nouns.others})"),
+        ylabel=_wrapped(f"recall (share of {nouns.rows})"),
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
-        aspect="equal",
     )
     unit_axis(axes.xaxis)
     unit_axis(axes.yaxis)
-    legend(axes, handles, labels, loc="lower right")
+    legend(figure, handles, labels, loc="outside lower left")
     return figure
 
 
@@ -120,8 +128,8 @@ def pr(view: View) -> Figure | None:
     curve = view.figures.curves.pr if view.figures else None
     if curve is None or not curve.recall:
         return None
-    figure = new_figure(3.5, width=3.6)
-    axes = figure.subplots()
+    nouns = nouns_of(view)
+    figure, axes = _square()
     # Each step has the precision of its end: the area under it is the AUPRC.
     (line,) = axes.plot(
         _array(curve.recall), _array(curve.precision), ds="steps-pre", color=BLUE
@@ -131,25 +139,21 @@ def pr(view: View) -> Figure | None:
     prevalence = value_of(view, "prevalence")
     if prevalence is not None:
         handles.append(axes.axhline(prevalence, ls="--", color=MUTED, linewidth=1.1))
-        labels.append(f"random, {prevalence:.3f} (share of attacks)")
+        labels.append(f"random, {prevalence:.3f} (share of {nouns.many})")
     point = _at_threshold(view)
     if point is not None and point[2] is not None:
         handles += axes.plot(point[1], point[2], "o", color=ORANGE, markersize=7)
         labels.append("threshold of the best F1")
     axes.set(
         title="Precision and recall",
-        xlabel="recall (share of attack rows)",
-        ylabel="precision (attacks among rows reported)",
+        xlabel=_wrapped(f"recall (share of {nouns.rows})"),
+        ylabel=_wrapped(f"precision ({nouns.many} among {nouns.units} reported)"),
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
-        aspect="equal",
     )
     unit_axis(axes.xaxis)
     unit_axis(axes.yaxis)
-    # Above the line of random scores, where a good curve leaves room.
-    base = prevalence or 0.0
-    place = (0.0, (base + 0.02) / 1.04) if base < 0.5 else (0.0, 0.0)
-    legend(axes, handles, labels, loc="lower left", bbox_to_anchor=place)
+    legend(figure, handles, labels, loc="outside lower left")
     return figure
 
 
@@ -165,14 +169,15 @@ def scores(view: View) -> Figure | None:
     rows = view.predictions
     if rows is None or not np.isfinite(rows.score).any():
         return None
+    nouns = nouns_of(view)
     figure = new_figure(2.95)
     axes = figure.subplots()
     edges = np.linspace(0, 1, 41).tolist()
     handles, labels = [], []
     if rows.label is None:
-        groups = [("all rows", np.ones(len(rows.score), bool))]
+        groups = [(f"all {nouns.units}", np.ones(len(rows.score), bool))]
     else:
-        groups = [("normal rows", rows.label == 0), ("attack rows", rows.label == 1)]
+        groups = [(nouns.others, rows.label == 0), (nouns.rows, rows.label == 1)]
     looks: list[dict[str, Any]] = [
         {"color": PALE, "edgecolor": BLUE, "alpha": 0.9},
         {"facecolor": "none", "edgecolor": ORANGE, "hatch": "///", "linewidth": 1.5},
@@ -194,8 +199,8 @@ def scores(view: View) -> Figure | None:
             labels.append(f"{text}, {value:.3f}")
     axes.set(
         title="Scores",
-        xlabel="score (probability of an attack)",
-        ylabel="share of the rows",
+        xlabel=f"score (probability of {nouns.row.removesuffix(' row')})",
+        ylabel=f"share of the {nouns.units}",
         xlim=(0, 1),
     )
     axes.yaxis.set_major_formatter(FuncFormatter(percent))
@@ -217,6 +222,7 @@ def calibration(view: View) -> Figure | None:
         return None
     predicted, observed = _array(curve.predicted), _array(curve.observed)
     rows = _array(curve.rows)
+    nouns = nouns_of(view)
     figure = new_figure(3.9, width=4.6)
     top, below = figure.subplots(2, 1, height_ratios=[3.2, 1], sharex=True)
     (perfect,) = top.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.1)
@@ -228,13 +234,13 @@ def calibration(view: View) -> Figure | None:
     legend(top, [line, perfect], [label, "perfect"], loc="upper left")
     top.set(
         title="Calibration",
-        ylabel="share of attacks",
+        ylabel=f"share of {nouns.many}",
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
     )
     unit_axis(top.yaxis)
     below.vlines(predicted, 0, rows, color=BLUE, linewidth=3)
-    below.set(xlabel="mean score of the bin", ylabel="rows", ylim=(0, None))
+    below.set(xlabel="mean score of the bin", ylabel=nouns.units, ylim=(0, None))
     below.yaxis.get_major_locator().set_params(nbins=3, integer=True)
     below.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     unit_axis(below.xaxis)
@@ -261,7 +267,8 @@ def delay(view: View) -> Figure | None:
         return None
     rate = rate[order]
     missed = _array(curve.missed_episodes)
-    figure = new_figure(4.1 if len(missed) else 3.0)
+    # The legend stands above, where no curve and no point can be behind it.
+    figure = new_figure(4.5 if len(missed) else 3.4)
     if len(missed):
         top, below = figure.subplots(2, 1, height_ratios=[2.6, 1], sharex=True)
     else:
@@ -285,32 +292,39 @@ def delay(view: View) -> Figure | None:
             color=INK,
             markersize=7,
             markeredgewidth=1.8,
+            zorder=5,
         )
         labels.append(f"random scores: {random:.1f} steps")
     top.set(title="Delay of alarms", ylabel="delay (steps)", ylim=(0, None))
     bottom = below if below is not None else top
     bottom.set_xlabel("false-alarm rate reached on these rows (logarithmic)")
     _rate_axis(bottom, rate)
-    for axes in (top, below):
-        if axes is not None and rate[0] <= 0.01 <= rate[-1]:
-            axes.axvline(0.01, color=MUTED, linewidth=1.1, linestyle=":")
     if rate[0] <= 0.01 <= rate[-1]:
-        top.text(
-            0.01,
-            0.98,
-            " 1 %",
-            transform=top.get_xaxis_transform(),
-            va="top",
-            color=INK,
-            fontsize=8.5,
-            bbox=ON_LINES,
-        )
-    legend(top, handles, labels, loc="best")
+        for axes in (top, below):
+            if axes is not None:
+                line = axes.axvline(0.01, color=MUTED, linewidth=1.1, linestyle=":")
+        handles.append(line)
+        labels.append("1 % of normal rows")
+    legend(figure, handles, labels, ncols=3, loc="outside upper left")
     if below is not None:
         below.step(rate, missed[order], where="post", color=BLUE)
-        below.set(ylabel="missed\nepisodes", ylim=(0, None))
+        most = np.fmax.reduce(np.append(missed, 1.0))
+        # Where none is missed, an axis of its own making would show hundredths.
+        below.set(ylabel="missed\nepisodes", ylim=(0, 1.1 * most))
         below.yaxis.get_major_locator().set_params(nbins=3, integer=True)
     return figure
+
+
+def _square() -> tuple[Figure, Axes]:
+    """Returns an empty square; a legend goes below it, as curves run anywhere."""
+    figure = new_figure(4.2, width=3.6)
+    axes = figure.subplots()
+    axes.set_box_aspect(1)
+    return figure, axes
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 42)
 
 
 def _rate_axis(axes: Axes, rate: np.ndarray):

@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from fedjax_health.report.figures import Attack, Client
+from fedjax_health.report.nouns import ATTACKS, Nouns, nouns_of
 from fedjax_health.report.plots.style import (
     BLUE,
     INK,
@@ -27,7 +28,7 @@ from fedjax_health.report.records import View
 
 # More names than this cannot be read beside an axis.
 NAMED = 32
-ATTACKS = 24
+KINDS = 24
 
 
 def clients(view: View) -> Figure | None:
@@ -55,7 +56,9 @@ def clients(view: View) -> Figure | None:
     spread = view.figures.client_spread.get("auroc") if view.figures else None
     mean = spread.mean if spread is not None else float(auroc.mean())
     decile = spread.worst_decile if spread is not None else None
-    lines = [(mean, "mean AUROC", "-"), (decile, "worst tenth, AUROC", "--")]
+    # A tenth of fewer than 20 clients is the worst of them.
+    tenth = "worst AUROC" if decile == auroc.min() else "worst tenth, AUROC"
+    lines = [(mean, "mean AUROC", "-"), (decile, tenth, "--")]
     if named:
         _draw_named(axes, ranked, place, auroc, auprc)
         draw = axes.axvline
@@ -89,7 +92,7 @@ def attacks(view: View) -> Figure | None:
       The figure, or None where no types are told apart.
     """
     kinds = view.figures.attacks if view.figures else ()
-    kinds = sorted(kinds, key=lambda attack: (-attack.rows, attack.attack))[:ATTACKS]
+    kinds = sorted(kinds, key=lambda attack: (-attack.rows, attack.attack))[:KINDS]
     if not kinds:
         return None
     figure = new_figure(1.1 + 0.42 * len(kinds))
@@ -105,8 +108,13 @@ def attacks(view: View) -> Figure | None:
     axes.set(xlim=(0, 1.02), ylim=(len(kinds) - 0.45, -0.55), xlabel="recall, AUROC")
     unit_axis(axes.xaxis)
     axes.grid(False, axis="y")
-    axes.set_title("Types of attack")
-    labels = ["recall at the threshold of the best F1", "AUROC against all normal rows"]
+    nouns = nouns_of(view)
+    many = f"{nouns.many[:1].upper()}{nouns.many[1:]}"
+    axes.set_title("Types of attack" if nouns == ATTACKS else many)
+    labels = [
+        "recall at the threshold of the best F1",
+        f"AUROC against all {nouns.others}",
+    ]
     legend(figure, [bars, dots], labels, ncols=2, loc="outside upper left")
     return figure
 
@@ -123,7 +131,7 @@ def modalities(view: View) -> Figure | None:
     rows = view.predictions
     if rows is None or not rows.shares:
         return None
-    groups = _row_groups(rows)
+    groups = _row_groups(rows, nouns_of(view))
     if not groups:
         return None
     names = list(rows.shares)
@@ -165,21 +173,22 @@ def _draw_named(axes, ranked: list[Client], place, auroc, auprc):
     axes.tick_params(axis="y", labelcolor=INK)
 
 
-def _row_groups(rows: Predictions) -> list[tuple[str, np.ndarray]]:
+def _row_groups(rows: Predictions, nouns: Nouns) -> list[tuple[str, np.ndarray]]:
     """Returns normal rows and each type of attack, or all rows without labels."""
     if rows.label is None:
         everything = np.ones(len(rows.score), bool)
-        return [("all rows", everything)] if len(everything) else []
-    groups = [("normal", rows.label == 0)]
+        return [(f"all {nouns.units}", everything)] if len(everything) else []
+    normal = "normal" if nouns == ATTACKS else nouns.others
+    groups = [(normal, rows.label == 0)]
     if rows.attack is None:
         groups.append(("attack", rows.label == 1))
     else:
         for code, name in enumerate(rows.attack_names):
             groups.append((name, (rows.attack == code) & (rows.label == 1)))
     groups = [(name, which) for name, which in groups if which.any()]
-    first = [group for group in groups if group[0] == "normal"][:1]
+    first = [group for group in groups if group[0] == normal][:1]
     others = sorted(groups[len(first) :], key=lambda group: -int(group[1].sum()))
-    return [*first, *others[:ATTACKS]]
+    return [*first, *others[:KINDS]]
 
 
 def _attack_label(attack: Attack) -> str:

@@ -205,7 +205,3 @@ def unit_axis(axis: Any, formatter: Callable[..., str] | None = None):
     axis.set_ticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     if formatter is not None:
         axis.set_major_formatter(FuncFormatter(formatter))
-
-
-# Behind a text that stands on lines.
-ON_LINES = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2, "alpha": 0.85}
