@@ -188,7 +188,8 @@ def evaluate(
             "details": {
                 name: value
                 for name, value in measured["details"].items()
-                if value is not None and name not in result
+                # Thresholds are in the result already.
+                if value is not None and not name.endswith("threshold")
             },
             **result,
         }

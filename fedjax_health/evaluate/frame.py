@@ -123,7 +123,8 @@ def top_features(
         total[:, feature] += contributions[:, column]
     order = np.argsort(-np.abs(total), axis=1, kind="stable")[:, :count]
     return [
-        "; ".join(f"{names[i]} {row[i]:+.2f}" for i in best)
+        # One that was not observed weighs nothing.
+        "; ".join(f"{names[i]} {row[i]:+.2f}" for i in best if row[i])
         for row, best in zip(total, order, strict=True)
     ]
 

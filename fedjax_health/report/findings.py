@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_health.report.nouns import nouns_of
 from fedjax_health.report.records import (
     View,
+    has_no_positives,
     interval_of,
     numbers_of,
     oracle_of,
@@ -63,7 +64,13 @@ def cautions(view: View) -> list[Finding]:
     found += [one for one in (_too_many(view), _too_many_unlabelled(view)) if one]
     found += _unknown_to_training(view)
     few = view.figures.positives if view.figures else None
-    if few is not None and few < 50:
+    if few == 0:
+        nouns = nouns_of(view)
+        text = (
+            f"Among these {nouns.units} are no {nouns.rows}: false alarms alone were "
+        )
+        found.append(Finding(f"No {nouns.many}", f"{text}measured."))
+    elif few is not None and few < 50:
         nouns = nouns_of(view)
         rows, were = (
             (f"1 {nouns.one}", "was") if few == 1 else (f"{few:,} {nouns.rows}", "were")
@@ -169,7 +176,7 @@ def _unknown_to_training(view: View) -> list[Finding]:
     for column, counts in unseen.items() if isinstance(unseen, dict) else ():
         if isinstance(counts, dict) and counts:
             listed = listing([f"{name} ({_rows(n)})" for name, n in counts.items()])
-            text = f"{column}: {listed}. They count as none of those that it knows."
+            text = f"{column}: {listed}. They count as none of those that are known."
             found.append(Finding("Categories that training never saw", text))
     names = _texts(view.result.get("unseen_clients"))
     if names:
@@ -254,7 +261,7 @@ def _reported(view: View) -> Finding | None:
     threshold = value_of(view, "threshold")
     recall, precision = value_of(view, "recall"), value_of(view, "precision")
     f1 = value_of(view, "f1")
-    if threshold is None or f1 is None:
+    if threshold is None or f1 is None or has_no_positives(view):
         return None
     text = f"At the score {threshold:.3f}, where F1 is best on validation rows, "
     if recall is not None and precision is not None:

@@ -144,6 +144,15 @@ def value_of(view: View, name: str) -> float | None:
     return None
 
 
+def has_no_positives(view: View) -> bool:
+    """Returns whether rows were measured among which there is no attack.
+
+    Args:
+      view: what was read.
+    """
+    return view.figures is not None and view.figures.positives == 0
+
+
 def interval_of(view: View, name: str) -> tuple[float, float] | None:
     """Returns the 95 % interval of a metric, or None where there is none.
 

@@ -416,3 +416,6 @@ def test_columns_that_are_no_categories_stand_alone():
         vocabulary={"labs": {"unit": ("a=b", "c")}},
     )
     assert found == ["labs.pH=adj -2.00; labs.pH=raw +1.00; labs.unit +0.75"]
+    nothing = np.array([[1.0, -2.0, 0.0, 0.0]], np.float32)
+    found = top_features(nothing, layout, names, vocabulary={})
+    assert found == ["labs.pH=adj -2.00; labs.pH=raw +1.00"]

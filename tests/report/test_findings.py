@@ -240,3 +240,22 @@ def test_captions_of_an_evaluation_without_labels(tmp_path):
     assert "false" not in captions
     (reason,) = [part.reason for part in absent if part.title == "Leak check"]
     assert "see the report of the run" in reason
+
+
+def test_rows_without_an_attack_show_false_alarms_alone(tmp_path):
+    content = {
+        "positives": 0,
+        "rows": 240,
+        "threshold": 0.5,
+        "metrics": {"f1": 0.0, "mcc": 0.0, "missed_episodes": 0.0, "accuracy": 1.0},
+        "details": {"episodes": 0.0, "recall": 0.0},
+        "false_alarms": {"per_1000_rows": 4.0},
+    }
+    rows = read(tmp_path, folder.predictions())
+    run = view(kind="evaluation", figures=read_figures(content), predictions=rows)
+    assert told(findings.cautions(run), "No attacks")
+    assert not told(findings.cautions(run), "Few attacks")
+    assert findings.plain_words(run) == []
+    titles = [card.title for card in tables.cards(run)]
+    assert titles == ["Rows scored", "Clients", "Alarms", "False alarms"]
+    assert [row[0] for row in tables.metrics(run).rows] == ["Accuracy"]

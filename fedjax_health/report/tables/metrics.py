@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from fedjax_health.report.figures import Number
 from fedjax_health.report.nouns import nouns_of
-from fedjax_health.report.records import View, interval_of, oracle_of, value_of
+from fedjax_health.report.records import (
+    View,
+    has_no_positives,
+    interval_of,
+    oracle_of,
+    value_of,
+)
 from fedjax_health.report.tables.form import (
     Card,
     Table,
@@ -32,6 +38,9 @@ METRICS = {
     "missed_episodes": ("Missed episodes", "attack episodes without an alarm"),
 }
 
+# What is 0 without a positive row, whatever the detector does.
+_OF_POSITIVES = frozenset({"f1", "mcc", "missed_episodes"})
+
 # Resamples add noise to a sum of absolute values: none of them is as even as the rows.
 LOPSIDED = "; chance only adds to it, so its interval reaches mostly upwards"
 
@@ -56,11 +65,13 @@ def cards(view: View) -> list[Card]:
         Card(title, _with_unit(name, value), _note(view, name), beside)
         for name, title, beside in wanted
         if (value := value_of(view, name)) is not None
+        # Without a positive row they are 0 whatever the detector does.
+        and not (name == "f1" and has_no_positives(view))
     ]
     if not shown:
-        return _counts(view)
+        shown = _counts(view)
     missed, episodes = value_of(view, "missed_episodes"), value_of(view, "episodes")
-    if missed is not None:
+    if missed is not None and episodes != 0:
         of = "" if episodes is None else f" of {episodes:,.0f}"
         shown.append(
             Card(
@@ -89,7 +100,12 @@ def metrics(view: View) -> Table | None:
     """
     control = view.figures.control.get("random", {}) if view.figures else {}
     oracle = oracle_of(view)
-    names = [name for name in METRICS if value_of(view, name) is not None]
+    needless = _OF_POSITIVES if has_no_positives(view) else frozenset()
+    names = [
+        name
+        for name in METRICS
+        if value_of(view, name) is not None and name not in needless
+    ]
     if not names:
         return None
     others = {
