@@ -101,6 +101,17 @@ def test_cases_are_those_of_a_loop(folder):
         assert case.missing == ()
 
 
+def test_where_attacks_make_no_difference_none_is_the_worst(tmp_path):
+    frame = table()
+    nobody = frame.malicious == 0
+    frame.loc[nobody, "final_auroc"] = frame[nobody].seed * 0.1 + 0.5
+    found = summary.cases(read_sweep(write(tmp_path / "out", frame)))
+    assert {c.column for c in found if not c.worst} == {"0"}
+    write_report(tmp_path / "out")
+    text = records.sweep_folder(tmp_path / "out").report.read_text(encoding="utf-8")
+    assert "whatever the attack" in text
+
+
 def test_the_verdict_is_the_best_worst_case(folder):
     view = read_sweep(folder)
     found = summary.cases(view)

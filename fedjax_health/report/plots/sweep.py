@@ -152,7 +152,7 @@ def curves(view: SweepView, found: Sequence[summary.Case]) -> Figure | None:
         part = table[
             (table.row == case.row)
             & (table.column == case.column)
-            & (table.attack == case.worst)
+            & ((table.attack == case.worst) | (case.worst == ""))
         ]
         by_round = part.groupby("round")[column].agg(["mean", "min", "max"])
         if by_round.empty:

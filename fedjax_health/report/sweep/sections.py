@@ -146,6 +146,8 @@ def _choice(view: SweepView, answers: Sequence[summary.Verdict]) -> Section:
         sentence = f"Choose {case.row}: {metric_name(view)} {number(case.final.value)}"
         if case.worst:
             sentence += f" under its worst attack, {case.worst}"
+        elif view.roles.worst:
+            sentence += ", whatever the attack"
         if math.isfinite(case.loss):
             sentence += (
                 f"; {number(max(case.loss, 0.0))} below its own clean run"

@@ -36,7 +36,7 @@ class Case(NamedTuple):
     Attributes:
       row: the candidate.
       column: the circumstance.
-      worst: value of the worst attack, or "" where there is none.
+      worst: value of the worst attack, or "" where none is worse than another.
       final: the metric at the last step under it.
       best: the metric at the step that validation calls best, under the attack that is
         worst there.
@@ -192,11 +192,14 @@ def cases(view: SweepView) -> list[Case]:
             final = {a: means["final"].get((row, column, a), nothing) for a in attacks}
             best = [means["best"].get((row, column, a), nothing) for a in attacks]
             worst = _least(final)
+            # Where attacks make no difference, as where nobody is malicious, none of
+            # them is the worst.
+            alike = len(final) > 1 and len({m.value for m in final.values()}) == 1
             found.append(
                 Case(
                     row,
                     column,
-                    worst or "",
+                    "" if alike else worst or "",
                     nothing if worst is None else final[worst],
                     min(
                         (one for one in best if one.count),
