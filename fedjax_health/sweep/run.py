@@ -27,7 +27,7 @@ class SweepProgress(NamedTuple):
 
     Attributes:
       on_start: ``(*, cells, done)``: how many there are, and how many are done.
-      on_cell: ``(*, cell, record, seconds, done, left)``.
+      on_cell: ``(*, cell, record, seconds, done, cells)``: ``done`` of ``cells`` are.
       on_message: ``(text)``, for anything else that a person should read.
     """
 
@@ -107,6 +107,7 @@ def resume_sweep(
         records.truncate_jsonl(
             paths.cells, lambda line: line["record"]["status"] != "failed"
         )
+        records.truncate_jsonl(paths.timings, lambda _: True)
         return _go_on(sweep, paths, progress, workers, make_measure)
 
 
@@ -228,7 +229,14 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes the tables."""
     table = results_table(sweep, done)
-    chosen = best_worst(table, sweep.report)
+    clean = [
+        choice.value
+        for axis in sweep.axes
+        if axis.name == sweep.report.worst
+        for choice in axis.choices
+        if choice.clean
+    ]
+    chosen = best_worst(table, sweep.report, clean)
     table["selected"] = table.index.isin(_index_of(table, chosen))
     curves = curves_table(sweep, done)
     for frame, path in ((table, paths.results), (curves, paths.curves)):

@@ -1,11 +1,17 @@
 """Hyper-parameters of a defence by best-worst selection on validation data."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from fedjax_health.config.sweep import ReportSettings
 
 
-def best_worst(table: pd.DataFrame, report: ReportSettings) -> pd.DataFrame:
+def best_worst(
+    table: pd.DataFrame,
+    report: ReportSettings,
+    clean: Collection[str | int | float | bool] = (),
+) -> pd.DataFrame:
     """Chooses, for every candidate and circumstance, one setting of its numbers.
 
     The worst case over the attacks, of the means over the repetitions, decides: of all
@@ -17,6 +23,8 @@ def best_worst(table: pd.DataFrame, report: ReportSettings) -> pd.DataFrame:
     Args:
       table: from ``results_table``; cells without figures count as the worst.
       report: which axes are candidates, circumstances, attacks and repetitions.
+      clean: values of the axis of attacks that stand for no attack. They have no say,
+        unless there is nothing else.
 
     Returns:
       The rows of the chosen settings.
@@ -29,6 +37,9 @@ def best_worst(table: pd.DataFrame, report: ReportSettings) -> pd.DataFrame:
     measured = table.assign(**{value: table[value].fillna(float("-inf"))})
     place = [n for n in (report.rows, report.columns) if n in table]
     attack = [n for n in (report.worst,) if n in table]
+    if attack:
+        attacked = measured[~measured[report.worst].isin(list(clean))]
+        measured = measured if attacked.empty else attacked
     others = [n for n in _axes(table) if n not in (*place, *attack, report.repeats)]
     groups = [*place, *others]
     means = measured.groupby([*groups, "tuned", *attack], sort=False)[value].mean()

@@ -70,3 +70,17 @@ def test_without_settings_everything_stays():
     table = made()
     table = table[table.defence == "mean"]
     assert best_worst(table, REPORT).equals(table)
+
+
+def test_the_clean_run_has_no_say():
+    table = made()
+    clean = table[table.attack == "ipm"].assign(attack="no attack")
+    # Without anybody malicious the setting that attacks break is the best one.
+    clean[VALUE] = np.where(clean.tuned == "r=1", 0.9, 0.1)
+    both = pd.concat([table, clean], ignore_index=True)
+    got = best_worst(both, REPORT, ["no attack"])
+    for (defence, malicious), part in got.groupby(["defence", "malicious"]):
+        assert set(part.tuned) == {chosen_by_a_loop(table, defence, malicious)}
+        assert set(part.attack) == {"ipm", "alie", "no attack"}
+    clipped = clean[clean.defence == "clip"]
+    assert set(best_worst(clipped, REPORT, ["no attack"]).tuned) == {"r=1"}
