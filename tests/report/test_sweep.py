@@ -12,7 +12,7 @@ from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report import write_report
 from fedjax_health.report.sweep import summary, tables
-from fedjax_health.report.sweep.read import read_sweep
+from fedjax_health.report.sweep.read import label, read_sweep
 from tests.report.folder import SCRIPT
 
 DEFENCES = ("mean", f"median {SCRIPT}")
@@ -47,7 +47,7 @@ def table(seed=0):
     return pd.DataFrame(rows)
 
 
-def write(root, frame):
+def write(root, frame, shares=SHARES):
     paths = records.create_sweep_folder(root)
     paths.sweep.write_text(f"[axes]\nseed = [0]\n# {SCRIPT}\n")
     frame.to_parquet(paths.results, index=False)
@@ -62,7 +62,7 @@ def write(root, frame):
     curves.to_parquet(paths.curves, index=False)
     axes = [
         {"name": "seed", "values": SEEDS},
-        {"name": "malicious", "values": SHARES},
+        {"name": "malicious", "values": shares},
         {"name": "defence", "values": DEFENCES},
         {"name": "attack", "values": ATTACKS, "clean": ["no attack"]},
     ]
@@ -248,3 +248,51 @@ def test_an_unfinished_or_damaged_sweep_is_told(tmp_path, folder):
         write_report(folder)
     with pytest.raises(RunFolderError, match="no event files"):
         write_report(folder, tensorboard=tmp_path / "events")
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((0.1234567, 0.12345671), ["0.1234567", "0.12345671"]),
+        ((1000000, 0.5), ["1000000", "0.5"]),
+        ((0.0, 1e-7), ["0", "1e-07"]),
+        ((1, 2**60), ["1", f"{2**60}"]),
+    ],
+)
+def test_numbers_of_an_axis_keep_their_digits(tmp_path, values, texts):
+    frame = table()
+    frame["malicious"] = frame.malicious.map(dict(zip(SHARES, values, strict=True)))
+    view = read_sweep(write(tmp_path / "out", frame, values))
+    assert list(view.results.malicious.cat.categories) == texts
+    assert not view.results.malicious.isna().any()
+    assert len(view.curves) == 2 * len(view.chosen)
+    write_report(tmp_path / "out")
+
+
+def test_values_of_an_axis_that_are_no_numbers_stay():
+    assert [label(v) for v in (True, "0.50", -0.0)] == ["True", "0.50", "0"]
+
+
+def without_axis(frame, root, name):
+    """Writes the folder of a sweep that lacks an axis."""
+    folder = write(root, frame)
+    paths = records.sweep_folder(folder)
+    settings = records.read_json(paths.settings)
+    settings["axes"] = [axis for axis in settings["axes"] if axis["name"] != name]
+    records.write_json(paths.settings, settings)
+    frame.drop(columns=name).to_parquet(paths.results, index=False)
+    curves = pd.read_parquet(paths.curves)
+    curves.drop(columns=name).to_parquet(paths.curves, index=False)
+    return folder
+
+
+def test_who_was_dropped_is_told_without_an_axis_of_attacks(tmp_path):
+    frame = table()
+    frame = frame[frame.attack == "ipm"]
+    view = read_sweep(without_axis(frame, tmp_path / "out", "attack"))
+    rows = {row[:2]: row[2:] for row in tables.detection(view).rows}
+    part = frame[(frame.defence == "mean") & (frame.malicious == 0.2)]
+    assert rows["0.2", "mean"] == (
+        f"{part.mean_detection_precision.mean():.3f}",
+        f"{part.mean_detection_recall.mean():.3f}",
+    )

@@ -1,5 +1,7 @@
 """Reads what a sweep has left, once, into one record."""
 
+import math
+import numbers
 import os
 from typing import Any, NamedTuple
 
@@ -9,6 +11,9 @@ import pandas as pd
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report.clean import clean
+
+# Larger whole numbers are written with a power of ten.
+_ALL_DIGITS = 2.0**63
 
 
 class AxisNames(msgspec.Struct, frozen=True):
@@ -106,7 +111,7 @@ def read_sweep(root: str | os.PathLike[str]) -> SweepView:
         ) from error
     names = [axis.name for axis in settings.axes]
     for axis in settings.axes:
-        order = [label(value) for value in axis.values]
+        order = list(dict.fromkeys(label(value) for value in axis.values))
         for frame in (results, curves):
             if axis.name in frame:
                 texts = frame[axis.name].map(label)
@@ -130,14 +135,21 @@ def read_sweep(root: str | os.PathLike[str]) -> SweepView:
 
 
 def label(value: Any) -> str:
-    """Returns a value of an axis as text.
+    """Returns a value of an axis as text, equal for equal numbers.
+
+    A table may hold as 1000000.0 what the settings hold as 1000000.
 
     Args:
       value: a number or a name.
     """
-    if isinstance(value, float):
-        return f"{value:g}"
-    return clean(str(value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return clean(str(value))
+    number = float(value)
+    if isinstance(value, numbers.Integral) or (
+        number.is_integer() and math.fabs(number) < _ALL_DIGITS
+    ):
+        return str(int(value))
+    return repr(number)
 
 
 def clean_value(view: SweepView) -> str | None:
@@ -146,10 +158,19 @@ def clean_value(view: SweepView) -> str | None:
     Args:
       view: what was read.
     """
+    return next(iter(clean_values(view)), None)
+
+
+def clean_values(view: SweepView) -> tuple[str, ...]:
+    """Returns all values of the worst case's axis that stand for no attack.
+
+    Args:
+      view: what was read.
+    """
     for axis in view.settings.axes:
-        if axis.name == view.roles.worst and axis.clean:
-            return label(axis.clean[0])
-    return None
+        if axis.name == view.roles.worst:
+            return tuple(label(value) for value in axis.clean)
+    return ()
 
 
 def _roles(settings: Settings) -> Roles:

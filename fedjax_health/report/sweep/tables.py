@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedjax_health.report.clean import clean
 from fedjax_health.report.sweep import summary
-from fedjax_health.report.sweep.read import SweepView, clean_value
+from fedjax_health.report.sweep.read import SweepView, clean_values
 from fedjax_health.report.sweep.summary import Case, Mean, Verdict
 from fedjax_health.report.tables.form import Table, without_empty
 from fedjax_health.report.tables.metrics import METRICS
@@ -195,7 +195,7 @@ def detection(view: SweepView) -> Table | None:
     names = ("mean_detection_precision", "mean_detection_recall")
     if not any(name in table for name in names):
         return None
-    table = table[table.attack != (clean_value(view) or "")]
+    table = table[~table.attack.isin(clean_values(view))]
     rows = []
     for (row, column), group in table.groupby(["row", "column"], sort=False):
         cells = [
