@@ -65,7 +65,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
     plan = build_plan(
         settings,
         input_names(prepared.parts.train),
-        assumed=assumed_malicious(settings, malicious, sampling.expected),
+        assumed=assumed_malicious(settings, population, sampling.expected),
     )
     if prepared.root is not None:
         check_root(settings, prepared.parts.train.client_names, malicious)
@@ -138,16 +138,22 @@ def build_sampling(settings: Config, population: int) -> Sampling:
             )
 
 
-def assumed_malicious(settings: Config, malicious: np.ndarray, cohort: int) -> int:
+def assumed_malicious(settings: Config, population: int, cohort: int) -> int:
     """Returns how many clients of a cohort rules take to be malicious.
+
+    A share is first one of the population, whole clients, as ``malicious_clients``
+    takes it: a rule that assumes a share assumes as many as one that knows it.
 
     Args:
       settings: the configuration.
-      malicious: bool ``[population]``.
+      population: number of clients.
       cohort: expected size of a cohort.
     """
     share = settings.assumed_malicious
-    return round(cohort * (np.mean(malicious) if share is None else share))
+    if share is None:
+        share = settings.malicious
+    count = len(share) if isinstance(share, tuple) else round(share * population)
+    return round(cohort * count / population)
 
 
 def malicious_clients(settings: Config, population: int) -> np.ndarray:

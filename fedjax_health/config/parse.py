@@ -59,6 +59,11 @@ def load(
     """
     changes = list(overrides) if seed is None else [*overrides, f"seed={seed}"]
     tree = read_toml(read_text(config), source=os.fspath(config))
+    if "axes" in tree:
+        raise ConfigError(
+            f"config: {os.fspath(config)}: this is a sweep: fedjax-health sweep "
+            f"--config {os.fspath(config)}"
+        )
     return complete(override(tree, changes))
 
 

@@ -155,7 +155,7 @@ def load_sweep(
     Raises:
       ConfigError: naming the axis, the value and the way out.
     """
-    raw = read_toml(_sweep_text(sweep))
+    raw = read_toml(_sweep_text(sweep), source=os.fspath(sweep))
     if axes and isinstance(raw.setdefault("axes", {}), dict):
         raw["axes"] |= map(_listed, axes)
     _check_names(raw)
@@ -164,6 +164,7 @@ def load_sweep(
     raw["base"] = _base(raw, overrides)
     raw.pop("cell", None)
     raw["axes"] = _kept(raw, only)
+    _check_overrides(raw["axes"], overrides)
     return parse_sweep(tomli_w.dumps(raw))
 
 
@@ -213,11 +214,38 @@ def _check_names(raw: Mapping[str, Any]):
 def _base(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Returns the tree that every cell starts from."""
     base = raw.get("base", "demo")
-    tree = dict(base) if isinstance(base, dict) else read_toml(read_text(base))
+    if not isinstance(base, dict | str):
+        raise ConfigError(
+            f"sweep: base: {base!r}: name a preset or a file, or give a table of fields"
+        )
+    tree = base if isinstance(base, dict) else read_toml(read_text(base), source=base)
+    tree = dict(tree)
+    if "axes" in tree:
+        raise ConfigError(
+            "sweep: base: this is a sweep itself, and a base is one configuration"
+        )
     cell = raw.get("cell", {})
     if not isinstance(cell, dict):
         raise ConfigError(f"sweep: cell: {cell!r}: a table of fields is needed")
     return override(change(tree, tuple(_flat(cell))), overrides)
+
+
+def _check_overrides(axes: Mapping[str, Any], overrides: Sequence[str]):
+    """Refuses what an axis would undo."""
+    for text in overrides:
+        keys = tuple(schema.parse_path(text.partition("=")[0].strip()))
+        for name, value in axes.items():
+            for choice in _axis(name, value).choices:
+                for path in (
+                    *(p for p, _ in choice.changes),
+                    *(p for p, _ in choice.tune),
+                ):
+                    # An axis may change a part of a record that is set as a whole.
+                    if keys[: len(path)] == path:
+                        raise ConfigError(
+                            f"sweep: --set {text!r}: axis {name} sets "
+                            f"{'.'.join(path)} in every cell: use --axis or --only"
+                        )
 
 
 def _listed(text: str) -> tuple[str, Any]:
@@ -241,19 +269,43 @@ def _kept(raw: Mapping[str, Any], only: Sequence[str]) -> dict[str, Any]:
                 f"sweep: --only {text!r}: there is no axis {name!r}; axes: "
                 + ", ".join(axes)
             )
-        known = {str(c.value): c.value for c in _axis(name, axes[name]).choices}
-        wanted = [part.strip() for part in listed.split(",")]
-        for one in wanted:
-            if one not in known:
-                raise ConfigError(
-                    f"sweep: --only {text!r}: axis {name} has no value {one!r}; "
-                    f"values: {', '.join(known)}"
-                )
+        known = [choice.value for choice in _axis(name, axes[name]).choices]
+        wanted = _wanted(listed, known)
+        if isinstance(wanted, str):
+            raise ConfigError(
+                f"sweep: --only {text!r}: axis {name} has no value {wanted!r}; "
+                f"values: {', '.join(map(str, known))}"
+            )
         if isinstance(axes[name], dict):
             axes[name] = {n: v for n, v in axes[name].items() if n in wanted}
         else:
-            axes[name] = [v for v in axes[name] if str(v) in wanted]
+            axes[name] = [v for v in axes[name] if v in wanted]
     return axes
+
+
+def _wanted(listed: str, known: Sequence[Any]) -> list[Any] | str:
+    """Returns the values that a list names, or what of it names none.
+
+    Values may hold commas themselves: the longest name that fits is taken.
+    """
+    parts, wanted = [part.strip() for part in listed.split(",")], []
+    while parts:
+        for count in range(len(parts), 0, -1):
+            text = ", ".join(parts[:count])
+            number = schema.parse_value(text)[0]
+            found = [
+                value
+                for value in known
+                if str(value) == text
+                or (not isinstance(number, str) and value == number)
+            ]
+            if found:
+                wanted.append(found[0])
+                parts = parts[count:]
+                break
+        else:
+            return parts[0]
+    return wanted
 
 
 def _axis(name: str, value: Any) -> Axis:
@@ -266,6 +318,12 @@ def _axis(name: str, value: Any) -> Axis:
                         f"sweep: axes.{name}: {one!r}: give it a name: "
                         f"[axes.{name}.NAME] with the fields that it sets"
                     )
+            kinds = {str if isinstance(one, str) else type(one) for one in value}
+            if len(kinds - {int, float}) + bool(kinds & {int, float}) > 1:
+                raise ConfigError(
+                    f"sweep: axes.{name}: {value}: numbers and words in one list: give "
+                    f"the values names, [axes.NAME.VALUE] with {name} in each"
+                )
             choices = tuple(Choice(one, ((keys, one),)) for one in value)
         case dict() if value:
             choices = tuple(_named(name, n, fields) for n, fields in value.items())
@@ -291,6 +349,11 @@ def _named(axis: str, name: str, fields: Any) -> Choice:
         isinstance(v, list) and v for v in tune.values()
     ):
         raise ConfigError(f'{where}: tune: write it as {{ "path.to.field" = [...] }}')
+    for path, values in tune.items():
+        texts = [str(value) for value in values]
+        for one in texts:
+            if texts.count(one) > 1:
+                raise ConfigError(f"{where}: tune: {path}: {one} occurs twice")
     tried = tuple(
         (tuple(schema.parse_path(path)), tuple(values)) for path, values in tune.items()
     )
@@ -310,8 +373,33 @@ def _flat(fields: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Cha
             yield keys, value
 
 
+# Columns of the tables of results, beside those that begin like a metric's.
+RESERVED = frozenset(
+    {
+        "attack_success",
+        "clients",
+        "column",
+        "malicious_clients",
+        "reason",
+        "round",
+        "row",
+        "selected",
+        "status",
+        "train_loss",
+        "tuned",
+    }
+)
+PREFIXES = ("attack_", "best_", "final_", "mean_", "oracle_", "test_", "validation_")
+
+
 def _check_axes(axes: Sequence[Axis]):
-    """Refuses axes that undo each other."""
+    """Refuses axes that undo each other, or whose names results have for themselves."""
+    for axis in axes:
+        if axis.name in RESERVED or axis.name.startswith(PREFIXES):
+            raise ConfigError(
+                f"sweep: axes.{axis.name}: the tables of results have a column of that "
+                "name: give the axis another one, with named values"
+            )
     taken: dict[tuple[str, ...], str] = {}
     for axis in axes:
         for path in {
@@ -335,12 +423,30 @@ def _report(raw: Any, axes: Sequence[Axis]) -> ReportSettings:
     except msgspec.ValidationError as error:
         raise ConfigError(f"sweep: report: {error}") from None
     names = [axis.name for axis in axes]
+    taken: dict[str, str] = {}
     for role in ("rows", "columns", "worst", "repeats"):
         named = getattr(report, role)
-        if isinstance(raw, dict) and role in raw and named not in names:
+        if named not in names:
+            if isinstance(raw, dict) and role in raw:
+                raise ConfigError(
+                    f"sweep: report.{role}: there is no axis {named!r}; axes: "
+                    + ", ".join(names)
+                )
+            continue
+        if named in taken:
             raise ConfigError(
-                f"sweep: report.{role}: there is no axis {named!r}; axes: "
-                + ", ".join(names)
+                f"sweep: report.{role}: axis {named!r} is report.{taken[named]} "
+                "already: name another axis for one of them"
+            )
+        taken[named] = role
+    for axis in axes:
+        if taken.get(axis.name) in ("worst", "repeats") and any(
+            choice.tune for choice in axis.choices
+        ):
+            raise ConfigError(
+                f"sweep: axes.{axis.name}: tune: validation chooses among settings of "
+                f"candidates, and this axis is report.{taken[axis.name]}: name one "
+                "value for each setting"
             )
     return report
 

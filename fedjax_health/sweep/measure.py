@@ -28,6 +28,7 @@ from fedjax_health.metrics.summary import (
     evaluate_scores,
     measure_scores,
 )
+from fedjax_health.training.best import better, no_best, out_of_patience
 from fedjax_health.training.result import (
     backdoor_rates,
     have_streams,
@@ -178,11 +179,11 @@ class Bench:
         names = ("validation", "test")
         readers = [self._reader(key, run, name) for name in names]
         label = {name: examples_of(getattr(parts, name)).label for name in names}
-        metric = f"validation_{config.evaluation.metric}"
         curve: list[dict[str, Any]] = []
         found: dict[str, Found] = {}
         mesh = build.build_mesh(config.devices)
-        best = -np.inf
+        state, history = initial_state(run), {}
+        best = no_best(scoring_view(run, state))
 
         def on_segment(state, metrics) -> bool:
             nonlocal best
@@ -201,12 +202,13 @@ class Bench:
             # The state that a view looks into is donated to the next round.
             kept = jax.tree.map(lambda x: jnp.array(x, copy=True), view)
             found["final"] = Found(scores, kept)
-            if row[metric] > best:
-                best, found["best"] = row[metric], found["final"]
-            return False
+            # As a run decides, early stopping included.
+            best = better(best, view, row, done, config)
+            if int(best.round) == done:
+                found["best"] = found["final"]
+            return out_of_patience(best, config)
 
         record: dict[str, Any] = {"status": "done", "reason": None}
-        state, history = initial_state(run), {}
         cohorts = build_cohort_fn(
             run.prepared.store,
             built.sampling,

@@ -44,16 +44,21 @@ def curves_table(sweep: Sweep, records: Mapping[str, dict[str, Any]]) -> pd.Data
       records: key of a cell -> what ``Bench.measure`` returned.
 
     Returns:
-      The columns of the axes, ``tuned``, ``round``, ``loss`` and the figures of both
-      parts at that round.
+      The columns of the axes, ``tuned``, ``round``, ``train_loss`` and the figures of
+      both parts at that round.
     """
     rows = [
-        {**_labels(cell), **point}
+        {**_labels(cell), **_point(point)}
         for cell in sweep.cells
         if cell.key in records
         for point in records[cell.key].get("curve", ())
     ]
     return pd.DataFrame(rows)
+
+
+def _point(point: Mapping[str, Any]) -> dict[str, Any]:
+    # An axis may be called loss.
+    return {"train_loss" if n == "loss" else n: v for n, v in point.items()}
 
 
 def _labels(cell: Cell) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from fedjax_health.build.aggregators import build_aggregator
 from fedjax_health.build.algorithm import (
     assumed_malicious,
     build_sampling,
-    malicious_clients,
 )
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.config.aggregators import Aggregator, Mixing
@@ -74,8 +73,17 @@ def test_numbers_that_a_rule_refuses_are_named_with_their_place():
 )
 def test_a_rule_assumes_as_many_as_there_are_unless_told(changes, f):
     settings = config.parse('aggregator = "trimmed_mean"', changes)
-    malicious = malicious_clients(settings, 8)
     cohort = build_sampling(settings, 8).expected
-    assumed = assumed_malicious(settings, malicious, cohort)
+    assumed = assumed_malicious(settings, 8, cohort)
     built = build_aggregator(settings, assumed=assumed)
     assert built.update is aggregators.trimmed_mean(f).update
+
+
+@pytest.mark.parametrize("population", range(3, 12))
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4])
+def test_a_share_that_is_assumed_is_as_many_as_one_that_is_known(population, share):
+    for cohort in range(1, population + 1):
+        known = Config(malicious=share)
+        told = Config(malicious=0.0, assumed_malicious=share)
+        there = [assumed_malicious(c, population, cohort) for c in (known, told)]
+        assert there[0] == there[1] <= cohort

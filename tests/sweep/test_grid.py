@@ -99,7 +99,54 @@ def test_an_axis_may_be_given_beside_the_file(tmp_path):
         grid.load(tmp_path, axes_given=["malicious=0.5"])
 
 
+def test_values_whose_names_hold_commas_can_be_kept(tmp_path):
+    axes = (
+        "[axes]\nmalicious = [0.0, 0.25]\n"
+        '[axes.attack]\n"Fang, Krum" = { attack = "fang" }\nFang = { attack = "ipm" }\n'
+        'ALIE = { attack = "alie" }\n'
+    )
+    sweep = grid.load(
+        tmp_path, axes=axes, only=["attack=ALIE,Fang, Krum", "malicious=0"]
+    )
+    assert [c.values["attack"] for c in sweep.cells] == ["Fang, Krum", "ALIE"]
+    assert {c.values["malicious"] for c in sweep.cells} == {0.0}
+    sweep = grid.load(tmp_path, axes=axes, only=["attack=Fang"])
+    assert {c.values["attack"] for c in sweep.cells} == {"Fang"}
+
+
+@pytest.mark.parametrize("override", ["seed=7", "aggregator=median", "malicious=0.3"])
+def test_an_override_that_an_axis_would_undo_is_refused(tmp_path, override):
+    with pytest.raises(ConfigError, match="in every cell: use --axis or --only"):
+        grid.load(tmp_path, override)
+
+
+def test_a_sweep_is_no_configuration_and_the_other_way_round(tmp_path):
+    path = grid.write(tmp_path)
+    with pytest.raises(ConfigError, match="this is a sweep: fedjax-health sweep"):
+        config.load(path)
+    with pytest.raises(ConfigError, match="a base is one configuration"):
+        load_sweep(path, base=path)
+    broken = tmp_path / "broken.toml"
+    broken.write_text("a = ")
+    for arguments in ((broken,), (path,)):
+        base = broken if arguments == (path,) else None
+        with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
+            load_sweep(*arguments, base=base)
+
+
 BAD = {
+    "[axes.status.a]\nseed = 0\n": "tables of results have a column of that name",
+    "[axes.final_auroc.a]\nseed = 0\n": "tables of results have a column",
+    "[axes]\nassumed_malicious = ['none', 0.25]\n": "numbers and words in one list",
+    "base = 3\n[axes]\nseed = [0]\n": "base: 3: name a preset or a file",
+    "[axes.attack.ipm]\nattack = 'ipm'\ntune = {'attack.scale' = [1.0, 2.0]}\n": (
+        "this axis is report.worst"
+    ),
+    "[axes.attack.ipm]\nattack = 'ipm'\n[report]\nrows = 'attack'\n": (
+        "axis 'attack' is report.rows already"
+    ),
+    "[axes.defence.c]\naggregator = 'centered_clip'\n"
+    "tune = {'aggregator.radius' = [0.1, 0.1]}\n": "0.1 occurs twice",
     "rows = 3\n[axes]\nseed = [0]\n": "rows: no such field",
     "": "there is nothing to vary",
     "[axes]\nseed = 3\n": "axes.seed: 3: a list of values",
@@ -118,8 +165,11 @@ BAD = {
 
 @pytest.mark.parametrize("axes", BAD)
 def test_a_wrong_grid_is_refused_before_anything_runs(tmp_path, axes):
+    path = grid.write(tmp_path, axes)
+    if axes.startswith("base"):
+        path.write_text(axes)
     with pytest.raises(ConfigError) as error:
-        grid.load(tmp_path, axes=axes)
+        load_sweep(path)
     assert BAD[axes] in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -64,7 +64,7 @@ def hold_out(
     least = window or 1
     pieces = streams and share * lengths.max() >= least
     if pieces:
-        taken[own] = _pieces(segment[own], part.label[own], share)
+        taken[own] = _pieces(segment[own], part.label[own], share, least)
         unit, count = "rows", len(own)
     else:
         names, unit = _units(part, segment, streams)
@@ -99,8 +99,14 @@ def _units(part: Dataset, segment: np.ndarray, streams: bool) -> tuple[np.ndarra
     return np.arange(part.num_rows), "records"
 
 
-def _pieces(segment: np.ndarray, label: np.ndarray, share: float) -> np.ndarray:
-    """Returns bool ``[rows]``: one piece of each segment."""
+def _pieces(
+    segment: np.ndarray, label: np.ndarray, share: float, least: int
+) -> np.ndarray:
+    """Returns bool ``[rows]``: one piece of each segment that is due enough rows.
+
+    A piece shorter than a window would be of no use to the one part and cut windows of
+    the other: what is due is carried to the next segment.
+    """
     taken = np.zeros(len(segment), bool)
     starts = np.flatnonzero(np.diff(segment, prepend=segment[0] - 1))
     ends = np.append(starts[1:], len(segment))
@@ -111,10 +117,10 @@ def _pieces(segment: np.ndarray, label: np.ndarray, share: float) -> np.ndarray:
         rows += share * len(own)
         positives += share * own.sum()
         # Rounded, or the sum of a share that divides 1 would miss a row now and then.
-        length = int(np.floor(np.round(rows, 9)))
-        rows -= length
-        if length == 0:
+        length = min(int(np.floor(np.round(rows, 9))), len(own))
+        if length < least:
             continue
+        rows -= length
         counted = np.concatenate([[0], np.cumsum(own)])
         held = counted[length:] - counted[:-length]
         place = int(np.argmin(np.abs(held - positives)))

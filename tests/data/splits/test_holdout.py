@@ -130,3 +130,11 @@ def test_records_are_drawn_alike_from_both_classes():
 def test_a_share_of_nothing_or_of_all_is_refused(lengths, share, window, text):
     with pytest.raises(DataError, match=text):
         hold_out(stream(lengths, rate=0), 0, share=share, window=window)
+
+
+def test_no_piece_is_shorter_than_a_window():
+    kept, held = hold_out(stream([100, 10, 10]), 0, share=0.1, window=10)
+    lengths = np.diff(np.append(segment_starts(held), held.num_rows))
+    assert lengths.tolist() == [10]
+    # The windows of the short streams stay whole.
+    assert sorted(len(w) for w in windows(kept, 10))[0] == 10
