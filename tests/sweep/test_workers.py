@@ -3,10 +3,12 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from fedjax_health.sweep.workers import Task, run_groups
+from fedjax_health.sweep.workers import SweepError, Task, run_groups
 
 
 def make_measure(folder: str):
@@ -19,6 +21,8 @@ def make_measure(folder: str):
             with open(mark, "w"):
                 pass
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "leaves":
+            os._exit(3)
         return {"status": "done", "value": value, "pid": os.getpid()}
 
     return measure
@@ -60,8 +64,84 @@ def test_a_cell_that_kills_its_worker_is_given_up_and_the_others_go_on(tmp_path)
     groups = [[("ok", 1), ("dies", 2), ("ok", 3)], [("ok", 4)]]
     found = run(groups, tmp_path, 2)
     assert found["dies 2"]["status"] == "failed"
-    assert "SIGKILL" in found["dies 2"]["reason"]
+    assert "SIGKILL, of memory" in found["dies 2"]["reason"].replace(")", "")
     assert all(found[f"ok {i}"]["status"] == "done" for i in (1, 3, 4))
+
+
+def test_memory_is_only_blamed_for_a_kill(tmp_path):
+    found = run([[("leaves", 1), ("ok", 2)]], tmp_path, 2)
+    assert found["leaves 1"]["reason"] == "its process died 2 times (exit code 3)"
+    assert found["ok 2"]["status"] == "done"
+
+
+def test_a_worker_that_dies_between_two_groups_costs_no_attempt(tmp_path):
+    found, killed = {}, []
+
+    def on_record(key, record):
+        found[key] = record
+        if key in ("ok 1", "ok 2"):
+            # Dead for certain before it is given the next group.
+            killed.append(record["pid"])
+            os.kill(record["pid"], signal.SIGKILL)
+            os.waitid(os.P_PID, record["pid"], os.WEXITED | os.WNOWAIT)
+
+    groups = [[Task(f"ok {i}", ("ok", i))] for i in range(1, 5)]
+    run_groups(
+        groups,
+        functools.partial(make_measure, str(tmp_path)),
+        on_record,
+        workers=2,
+    )
+    assert {k: r["status"] for k, r in found.items()} == {
+        f"ok {i}": "done" for i in range(1, 5)
+    }
+    assert len(set(killed)) == 2
+
+
+def unfit(folder: str):
+    with open(os.path.join(folder, f"{os.getpid()}"), "w"):
+        raise LookupError("no such device")
+
+
+def test_a_worker_that_cannot_measure_ends_the_sweep_with_its_reason(tmp_path):
+    groups = [[Task(f"ok {i}", ("ok", i))] for i in range(5)]
+    with pytest.raises(SweepError, match="cannot measure: LookupError: no such device"):
+        run_groups(
+            groups,
+            functools.partial(unfit, str(tmp_path)),
+            lambda key, record: pytest.fail(f"{key}: {record}"),
+            workers=2,
+        )
+    assert len(list(tmp_path.iterdir())) <= 2
+
+
+def killed_at_birth():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_are_killed_before_they_measure_are_not_hired_for_ever():
+    with pytest.raises(SweepError, match="all 2 worker processes were killed"):
+        run_groups(
+            [[Task("a", 1)], [Task("b", 2)], [Task("c", 3)]],
+            killed_at_birth,
+            lambda key, record: pytest.fail(f"{key}: {record}"),
+            workers=2,
+        )
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fedjax_health.sweep.workers import Task, run_groups\n"
+        "def make():\n    return lambda payload: {'status': 'done'}\n"
+        "run_groups([[Task('a', 1)]], make, print, workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "SweepError: a worker process ended before it could measure" in done.stderr
+    assert '`if __name__ == "__main__":`' in done.stderr
 
 
 def test_nothing_to_do_is_done(tmp_path):
