@@ -250,6 +250,100 @@ def test_an_unfinished_or_damaged_sweep_is_told(tmp_path, folder):
         write_report(folder, tensorboard=tmp_path / "events")
 
 
+def fail(frame, where):
+    """Takes the figures of cells away."""
+    figures = [c for c in frame if c.startswith(("final_", "best_", "validation_"))]
+    frame.loc[where, figures] = np.nan
+    frame.loc[where, ["status", "reason"]] = ["failed", "MemoryError: too large"]
+    return frame
+
+
+def test_a_candidate_that_lacks_repetitions_is_not_chosen(tmp_path):
+    frame = table()
+    frame.loc[frame.defence == "mean", "final_auroc"] += 1
+    gone = (frame.defence == "mean") & (frame.malicious == 0.2)
+    gone &= (frame.attack == "ipm") & (frame.seed > 0)
+    view = read_sweep(write(tmp_path / "out", fail(frame, gone)))
+    found = summary.cases(view)
+    case = next(c for c in found if (c.row, c.column) == ("mean", "0.2"))
+    assert case.missing == ("ipm (1 of 3)",)
+    assert case.expected == 3
+    verdicts = {v.column: v.best.row for v in summary.verdicts(view, found)}
+    assert verdicts == {"0": "mean", "0.2": DEFENCES[1]}
+    (row,) = [
+        r for r in tables.candidates(view, found).rows if r[:2] == ("0.2", "mean")
+    ]
+    assert row[-1] == "ipm (1 of 3)"
+
+
+def test_the_loss_compares_repetitions_with_and_without_attack(tmp_path):
+    frame = table()
+    frame = frame[frame.defence == "mean"].assign(final_auroc=0.9)
+    attacked = frame.attack != "no attack"
+    frame.loc[attacked, "final_auroc"] = 0.6 + 0.1 * frame.seed
+    frame.loc[~attacked, "final_auroc"] = 0.9 + 0.01 * frame.seed
+    frame = fail(frame, ~attacked & (frame.seed == 0))
+    folder = write(tmp_path / "out", frame)
+    view = read_sweep(folder)
+    case = next(c for c in summary.cases(view) if c.row == "mean")
+    assert case.loss == pytest.approx(np.mean([0.91 - 0.7, 0.92 - 0.8]))
+    assert case.missing == ("no attack (2 of 3)",)
+    write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "The choice is not measured in full" in text
+    assert "not measured in full: no attack (2 of 3)" in text
+
+
+def test_validation_data_choose_and_test_data_are_shown(tmp_path):
+    frame = table()
+    mean = frame.defence == "mean"
+    # The test part would choose the other one.
+    frame["validation_final_auroc"] = np.where(mean, 0.9, 0.4)
+    frame["final_auroc"] = np.where(mean, 0.7, 0.8) + frame.seed / 100
+    frame.loc[mean & (frame.attack == "no attack"), "final_auroc"] = 0.75
+    folder = write(tmp_path / "out", frame)
+    view = read_sweep(folder)
+    for verdict in summary.verdicts(view, summary.cases(view)):
+        assert verdict.validated
+        assert verdict.best.row == "mean"
+        assert verdict.best.final.value == pytest.approx(0.71)
+        assert verdict.best.loss == pytest.approx(0.04)
+        assert verdict.cost == pytest.approx(0.81 - 0.75)
+        assert verdict.holds is False
+    write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "It is chosen on validation data; figures are of the test part." in text
+    assert "saw the test part" not in text
+
+
+def test_the_worst_case_on_validation_data_counts(tmp_path):
+    frame = table()
+    rng = np.random.default_rng(1)
+    frame["validation_final_auroc"] = rng.uniform(size=len(frame))
+    view = read_sweep(write(tmp_path / "out", frame))
+    for verdict in summary.verdicts(view, summary.cases(view)):
+        worst = {}
+        for defence in DEFENCES:
+            part = frame[frame.selected & (frame.defence == defence)]
+            part = part[part.malicious.map("{:g}".format) == verdict.column]
+            worst[defence] = min(
+                part[part.attack == attack].validation_final_auroc.mean()
+                for attack in ATTACKS[1:]
+            )
+        assert verdict.best.row == max(worst, key=lambda name: worst[name])
+        assert verdict.best.validation.value == pytest.approx(max(worst.values()))
+
+
+def test_without_validation_figures_the_page_says_what_chose(folder):
+    view = read_sweep(folder)
+    answers = summary.verdicts(view, summary.cases(view))
+    assert not any(verdict.validated for verdict in answers)
+    write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "the choice saw the test part" in text
+    assert "chosen on validation data; figures" not in text
+
+
 @pytest.mark.parametrize(
     ("values", "texts"),
     [

@@ -142,14 +142,13 @@ def label(value: Any) -> str:
     Args:
       value: a number or a name.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral | float):
         return clean(str(value))
-    number = float(value)
-    if isinstance(value, numbers.Integral) or (
-        number.is_integer() and math.fabs(number) < _ALL_DIGITS
+    if isinstance(value, float) and not (
+        value.is_integer() and math.fabs(value) < _ALL_DIGITS
     ):
-        return str(int(value))
-    return repr(number)
+        return repr(float(value))
+    return str(int(value))
 
 
 def clean_value(view: SweepView) -> str | None:

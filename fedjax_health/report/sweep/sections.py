@@ -62,10 +62,19 @@ def cautions(view: SweepView, found: Sequence[summary.Verdict]) -> list[Finding]
     if open_doors:
         said.append(
             Finding(
-                "No candidate holds",
-                f"At {listing(open_doors)} even the best one loses more than "
+                "The choice does not hold",
+                f"At {listing(open_doors)} the chosen candidate loses more than "
                 f"{view.settings.report.tolerance:g} against its own clean run under "
                 "its worst attack.",
+            )
+        )
+    short = [v.column for v in found if v.best is not None and v.best.missing]
+    if short:
+        said.append(
+            Finding(
+                "The choice is not measured in full",
+                f"At {listing(short)} no candidate has figures of all its cells; the "
+                "best of what there is may be worse than it looks.",
             )
         )
     failed = int(view.results.status.isin(["failed", "refused"]).sum())
@@ -77,8 +86,7 @@ def cautions(view: SweepView, found: Sequence[summary.Verdict]) -> list[Finding]
                 "says why. A worst case is taken over what was measured.",
             )
         )
-    repeats = view.roles.repeats
-    count = len(view.results[repeats].cat.categories) if repeats else 1
+    count = summary.repetitions_of(view)
     if count < 3:
         said.append(
             Finding(
@@ -129,7 +137,8 @@ _GRID = (
 def _choice(view: SweepView, answers: Sequence[summary.Verdict]) -> Section:
     text = [
         "For each circumstance the candidate whose worst case over all attacks, mean "
-        "over repetitions, is best at the last step.",
+        "over repetitions, is best at the last step. "
+        + _chosen_on([v for v in answers if v.best is not None]),
     ]
     if clean_value(view) is not None:
         text.append(
@@ -153,6 +162,8 @@ def _choice(view: SweepView, answers: Sequence[summary.Verdict]) -> Section:
                 f"; {number(max(case.loss, 0.0))} below its own clean run"
                 f", which costs {number(verdict.cost)} against the best one"
             )
+        if case.missing:
+            sentence += f"; not measured in full: {listing(case.missing)}"
         found.append(Finding(where, f"{sentence}."))
     return Section(
         "choice",
@@ -160,6 +171,18 @@ def _choice(view: SweepView, answers: Sequence[summary.Verdict]) -> Section:
         tuple(text),
         findings=tuple(found),
         tables=(tables.verdicts(view, answers),),
+    )
+
+
+def _chosen_on(answers: Sequence[summary.Verdict]) -> str:
+    """Says which data chose, since figures of data that chose are too good."""
+    seen = [v.column for v in answers if not v.validated]
+    if not seen:
+        return "It is chosen on validation data; figures are of the test part."
+    where = "" if len(seen) == len(answers) else f" at {listing(seen)}"
+    return (
+        f"There are no validation figures{where}: the choice saw the test part, so its "
+        "figures are too good."
     )
 
 

@@ -26,7 +26,7 @@ def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
     for verdict in found:
         case = verdict.best
         if case is None:
-            rows.append((verdict.column, DASH, *[DASH] * 6))
+            rows.append((verdict.column, *[DASH] * 8))
             continue
         clean_run = case.clean.value if case.clean is not None else math.nan
         rows.append(
@@ -39,11 +39,13 @@ def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
                 number(case.loss),
                 number(verdict.cost),
                 DASH if verdict.holds is None else "yes" if verdict.holds else "no",
+                listing(case.missing) or DASH,
             )
         )
+    chosen = " on validation data" if any(v.validated for v in found) else ""
     table = Table(
-        f"The candidate with the best worst case. It holds where it loses at most "
-        f"{tolerance:g} against its own clean run",
+        f"The candidate with the best worst case{chosen}; figures of the test part. It "
+        f"holds where it loses at most {tolerance:g} against its own clean run",
         (
             _where(view),
             "choose",
@@ -53,12 +55,19 @@ def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
             "loss",
             "costs if clean",
             "holds",
+            "not measured in full",
         ),
         tuple(rows),
-        frozenset({0, 1, 3, 7}),
-        frozenset(i for i, v in enumerate(found) if v.holds is False),
+        frozenset({0, 1, 3, 7, 8}),
+        frozenset(i for i, v in enumerate(found) if v.holds is False or _short(v)),
     )
+    if not any(map(_short, found)):
+        table = _without(table, frozenset({8}))
     return without_empty(table)
+
+
+def _short(verdict: Verdict) -> bool:
+    return verdict.best is not None and bool(verdict.best.missing)
 
 
 def candidates(view: SweepView, found: Sequence[Case]) -> Table:
@@ -78,6 +87,7 @@ def candidates(view: SweepView, found: Sequence[Case]) -> Table:
             number(case.best.value),
             number(case.clean.value) if case.clean is not None else DASH,
             number(case.loss),
+            number(case.validation.value),
             listing(case.missing) or DASH,
         )
         for case in found
@@ -85,7 +95,8 @@ def candidates(view: SweepView, found: Sequence[Case]) -> Table:
     return without_empty(
         Table(
             "Every candidate under its worst attack: mean and 95 % interval over "
-            "repetitions at the last step, and the worst mean at the best step",
+            "repetitions at the last step, and the worst mean at the best step and on "
+            "validation data. The loss is that of repetitions with and without attack",
             (
                 _where(view),
                 view.roles.rows or "candidate",
@@ -95,10 +106,11 @@ def candidates(view: SweepView, found: Sequence[Case]) -> Table:
                 "best step",
                 "clean run",
                 "loss",
-                "not measured under",
+                "on validation",
+                "not measured in full",
             ),
             rows,
-            frozenset({0, 1, 4, 8}),
+            frozenset({0, 1, 4, 9}),
         )
     )
 
