@@ -15,6 +15,7 @@ from fedjax_health.sweep.run import (
     resume_sweep,
     run_sweep,
 )
+from fedjax_health.sweep.workers import SweepError
 
 # What a process of its own takes beside its data, roughly.
 WORKER_BYTES = 2 << 30
@@ -82,13 +83,21 @@ def _watch(work, folder: Path, options: argparse.Namespace, workers: int):
     devices = options.device_count or (1 if workers > 1 else min(available_cores(), 8))
     make = functools.partial(measure_cells, Setup(devices, cache))
     try:
-        return work(lines(sys.stderr), make)
+        return _with_figures(work(lines(sys.stderr), make))
     except KeyboardInterrupt:
         if records.sweep_folder(folder).sweep.is_file():
             way_out = f"go on with: fedjax-health resume {folder}"
         else:
             way_out = "nothing was measured yet"
         raise KeyboardInterrupt(f"interrupted; {way_out}") from None
+
+
+def _with_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Refuses the result of a sweep that has measured nothing."""
+    if result["cells"].keys() & {"done", "diverged"}:
+        return result
+    reasons = "; ".join(result.get("failures", ()))
+    raise SweepError(f"{result['folder']}: no cell has figures: {reasons}")
 
 
 def _workers(options: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fedjax_health import records
-from fedjax_health.config import Config
+from fedjax_health.config import Config, Custom
 from fedjax_health.config.sweep import Cell, Sweep, parse_sweep
-from fedjax_health.records import SweepFolder
+from fedjax_health.records import RunFolderError, SweepFolder
 from fedjax_health.sweep.results import curves_table, failures, results_table
 from fedjax_health.sweep.select import best_worst
 from fedjax_health.sweep.workers import Task, run_groups
@@ -70,10 +70,16 @@ def run_sweep(
 
     Raises:
       RunFolderError: if the folder is in use.
+      DataError: if a file of data cannot be found; nothing is measured then.
+      SweepError: if no process can measure anything.
     """
+    _check_files(sweep)
     paths = records.create_sweep_folder(folder)
     with records.locked(paths):
-        records.write_json(paths.environment, records.environment())
+        if workers <= 1:
+            make_measure = _made(make_measure)
+        about = records.environment(context=_context(sweep))
+        records.write_json(paths.environment, about)
         # Last: with it there is a sweep to resume.
         records.write_text(paths.sweep, sweep.toml)
         return _go_on(sweep, paths, progress, workers, make_measure)
@@ -98,7 +104,9 @@ def resume_sweep(
       As ``run_sweep``.
 
     Raises:
-      RunFolderError: if there is no sweep, or another process works on it.
+      RunFolderError: if there is no sweep, another process works on it, or the data
+        of cells that are left has changed since.
+      DataError, SweepError: as ``run_sweep``.
     """
     paths = records.open_sweep_folder(folder)
     sweep = parse_sweep(paths.sweep.read_text(encoding="utf-8"))
@@ -108,7 +116,81 @@ def resume_sweep(
             paths.cells, lambda line: line["record"]["status"] != "failed"
         )
         records.truncate_jsonl(paths.timings, lambda _: True)
+        if cells_left(sweep, read_cells(paths)):
+            _check_files(sweep)
+            if workers <= 1:
+                make_measure = _made(make_measure)
+            _check_context(_context(sweep), paths, progress)
         return _go_on(sweep, paths, progress, workers, make_measure)
+
+
+def _made(make_measure: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes it now: devices are asked for before data of one's own may start jax."""
+    measure = make_measure()
+    return lambda: measure
+
+
+def _check_files(sweep: Sweep):
+    """Refuses files that cannot be opened before a cell is measured."""
+    from fedjax_health import build
+
+    for config in _data_of(sweep).values():
+        build.check_files(config)
+
+
+def _data_of(sweep: Sweep) -> dict[str, Config]:
+    """Returns one configuration for each data that cells name, as text."""
+    return {
+        records.canonical_json(msgspec.to_builtins(cell.config.data)): cell.config
+        for cell in sweep.cells
+    }
+
+
+def _context(sweep: Sweep) -> dict[str, Any]:
+    """Returns what must hold, or is warned about, when a sweep goes on."""
+    import jax
+
+    import fedjax_health
+
+    return {
+        "data": {text: _version(config) for text, config in _data_of(sweep).items()},
+        "jax": jax.__version__,
+        "fedjax_health": fedjax_health.__version__,
+    }
+
+
+def _version(config: Config) -> str | None:
+    from fedjax_health.training.setup import data_version
+
+    try:
+        return data_version(config)
+    except Exception:
+        # Code of one's own raised something: its cells will say what.
+        if isinstance(config.data, Custom):
+            return None
+        raise
+
+
+def _check_context(now: dict[str, Any], paths: SweepFolder, progress: SweepProgress):
+    """Refuses other data than the sweep began with, and tells other versions."""
+    environment = records.read_json(paths.environment)
+    then = environment.get("context", {})
+    known = {n: v for n, v in then.get("data", {}).items() if v is not None}
+    for text, version in now["data"].items():
+        if version is not None and known.get(text, version) != version:
+            raise RunFolderError(
+                f"{paths.root}: the data has changed since the sweep was started: put "
+                f"it back, or start a new sweep: {text}"
+            )
+    names = [name for name in ("jax", "fedjax_health") if then.get(name) != now[name]]
+    if names:
+        told = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in names)
+        progress.on_message(f"warning: bits may differ from the first cells: {told}")
+        resumed = [*environment.get("resumed", []), {n: now[n] for n in names}]
+        environment["resumed"] = resumed
+    # What could not be told at the start is known from here on.
+    environment["context"] = {**now, **then, "data": {**now["data"], **known}}
+    records.write_json(paths.environment, environment)
 
 
 def measure_cells(setup: Setup) -> Callable[[Config], dict[str, Any]]:
@@ -185,11 +267,8 @@ def _go_on(
     make_measure: Callable[[], Callable[[Any], dict[str, Any]]],
 ) -> dict[str, Any]:
     done = read_cells(paths)
-    by_key: dict[str, Cell] = {}
-    for cell in sweep.cells:
-        # Of cells that compute the same, the first one lends its name.
-        by_key.setdefault(cell.key, cell)
-    left = [cell for cell in by_key.values() if cell.key not in done]
+    by_key = {cell.key: cell for cell in cells_left(sweep, {})}
+    left = cells_left(sweep, done)
     progress.on_start(cells=len(by_key), done=len(by_key) - len(left))
 
     def on_record(key: str, measured: dict[str, Any]):
@@ -210,6 +289,24 @@ def _go_on(
 
     run_groups(groups_of(left), make_measure, on_record, workers=workers)
     return _finish(sweep, paths, done, progress)
+
+
+def cells_left(sweep: Sweep, done: Mapping[str, dict[str, Any]]) -> list[Cell]:
+    """Returns the cells that are to be measured, of equal ones the first.
+
+    Args:
+      sweep: the grid.
+      done: key -> record; one that failed is tried again.
+    """
+    by_key: dict[str, Cell] = {}
+    for cell in sweep.cells:
+        # Of cells that compute the same, the first one lends its name.
+        by_key.setdefault(cell.key, cell)
+    return [
+        cell
+        for key, cell in by_key.items()
+        if key not in done or done[key]["status"] == "failed"
+    ]
 
 
 def read_cells(paths: SweepFolder) -> dict[str, dict[str, Any]]:
@@ -258,11 +355,13 @@ def _finish(
             "report": msgspec.to_builtins(sweep.report),
         },
     )
-    for sentence in failures(table):
+    sentences = failures(table)
+    for sentence in sentences:
         progress.on_message(f"warning: {sentence}")
     counts = table.drop_duplicates(subset=_names(table)).status.value_counts()
     return {
         "cells": {str(name): int(count) for name, count in sorted(counts.items())},
+        **({"failures": list(sentences)} if sentences else {}),
         "results": str(paths.results),
         "folder": str(paths.root),
     }

@@ -82,16 +82,22 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
         built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
     said = tuple(dict.fromkeys((*told, *told_later)))
-    return Run(config, prepared, built, _data_version(config, dataset), found, said)
+    return Run(config, prepared, built, data_version(config, dataset), found, said)
 
 
-def _data_version(config: Config, dataset: Dataset) -> str:
-    """Returns what tells changed data: a SHA-256, or the version of the generator."""
+def data_version(config: Config, dataset: Dataset | None = None) -> str:
+    """Returns what tells changed data: a SHA-256, or the version of the generator.
+
+    Args:
+      config: which names the data.
+      dataset: what was built from it; only data of one's own is looked into, and
+        built where it is absent.
+    """
     match config.data:
         case HospitalSim():
             return f"hospital_sim {VERSION}"
         case Custom():
-            return dataset_sha256(dataset)
+            return dataset_sha256(dataset or build.build_dataset(config))
     return records.files_sha256(build.data_files(config))
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from fedjax_health import config, records, training
-from fedjax_health.config.sweep import parse_sweep
+from fedjax_health.config.sweep import load_sweep, parse_sweep
+from fedjax_health.data.schema import DataError
 from fedjax_health.records import RunFolderError
 from fedjax_health.sweep.run import (
     Setup,
@@ -184,6 +185,62 @@ def test_a_model_that_diverges_counts_as_one_that_says_the_same_of_all(tmp_path)
     assert record["final"]["test"]["auroc"] == 0.5
     prevalence = record["final"]["test"]["prevalence"]
     assert record["final"]["test"]["auprc"] == pytest.approx(prevalence)
+
+
+SMALL = """
+[cell]
+rounds = 1
+model = { kind = 'mlp', hidden = [4] }
+window = { length = 1, stride = 1 }
+[axes]
+seed = [0, 1, 2]
+"""
+
+
+def test_a_resume_refuses_changed_data_and_tells_other_versions(tmp_path):
+    sweep = grid.load(tmp_path, axes=SMALL)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, out, grid.Heard(stop_after=1))
+    paths = records.sweep_folder(out)
+    environment = records.read_json(paths.environment)
+    (version,) = environment["context"]["data"].values()
+    table = tmp_path / "ward.csv"
+    assert version == records.file_sha256(table)
+    before = table.read_bytes()
+    table.write_bytes(before + before.splitlines(keepends=True)[-1])
+    with pytest.raises(RunFolderError, match=r"the data has changed since .*ward\.csv"):
+        resume_sweep(out, grid.Heard().progress, make_measure=MAKE)
+    assert len(read_cells(paths)) == 1
+    table.write_bytes(before)
+    environment["context"]["jax"] = "0.0.1"
+    records.write_json(paths.environment, environment)
+    heard = grid.Heard()
+    resume_sweep(out, heard.progress, make_measure=MAKE)
+    assert len(heard.cells) == 2
+    assert any("jax 0.0.1 -> " in text for text in heard.messages)
+    # With nothing left to measure the data is not needed.
+    table.unlink()
+    resume_sweep(out, heard.progress, make_measure=MAKE)
+    assert len(heard.cells) == 2
+
+
+def test_generated_data_has_the_version_of_its_generator(tmp_path):
+    path = tmp_path / "simulated.toml"
+    path.write_text("base = 'demo'\n[axes]\nseed = [0, 1]\n")
+    sweep = load_sweep(path)
+    make = functools.partial(dict, status="failed", reason="not measured")
+    run(sweep, tmp_path / "out", make_measure=lambda: lambda _: make())
+    paths = records.sweep_folder(tmp_path / "out")
+    (version,) = records.read_json(paths.environment)["context"]["data"].values()
+    assert version.startswith("hospital_sim ")
+
+
+def test_a_missing_file_is_found_before_the_grid(tmp_path):
+    sweep = grid.load(tmp_path, "data.path=nope.csv", axes=SMALL)
+    with pytest.raises(DataError, match=r"nope\.csv"):
+        run(sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_cells_of_one_structure_are_one_group(tmp_path):
