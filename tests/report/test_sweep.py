@@ -11,7 +11,8 @@ from scipy import stats
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report import write_report
-from fedjax_health.report.sweep import summary, tables
+from fedjax_health.report.plots.sweep import draw
+from fedjax_health.report.sweep import sections, summary, tables
 from fedjax_health.report.sweep.read import label, read_sweep
 from tests.report.folder import SCRIPT
 
@@ -390,3 +391,81 @@ def test_who_was_dropped_is_told_without_an_axis_of_attacks(tmp_path):
         f"{part.mean_detection_precision.mean():.3f}",
         f"{part.mean_detection_recall.mean():.3f}",
     )
+
+
+def left_out(folder):
+    """Returns why parts are left out, from the sections themselves."""
+    view = read_sweep(folder)
+    found = summary.cases(view)
+    answers = summary.verdicts(view, found)
+    _, absent = sections.sections(view, found, answers, draw(view))
+    return {part.title: part.reason for part in absent}
+
+
+def test_what_is_left_out_says_why(tmp_path):
+    alike = table().assign(final_auroc=0.7, attack_strength=np.nan)
+    reasons = left_out(write(tmp_path / "alike", alike))
+    assert "alike" in reasons["Attack by attack"]
+
+    frame = table()
+    none = ["final_attack_success", "mean_detection_precision"]
+    frame = frame.drop(columns=[*none, "mean_detection_recall", "attack_strength"])
+    reasons = left_out(write(tmp_path / "failed", fail(frame, frame.seed >= 0)))
+    assert "no cell has a figure" in reasons["Attack by attack"]
+    lost = f"{len(frame)} cells failed"
+    for title in ("Attack by attack", "Success of backdoors", "Who was dropped"):
+        assert lost in reasons[title], title
+
+    folder = without_axis(table(), tmp_path / "none", "attack")
+    assert "no axis attack" in left_out(folder)["Attack by attack"]
+
+
+def test_why_there_are_no_curves(tmp_path):
+    folder = write(tmp_path / "out", table())
+    paths = records.sweep_folder(folder)
+    curves = pd.read_parquet(paths.curves)
+    curves.drop(columns="test_auroc").to_parquet(paths.curves, index=False)
+    title = "Training under attack"
+    assert "not evaluated by AUROC" in left_out(folder)[title]
+    curves[:0].to_parquet(paths.curves, index=False)
+    assert left_out(folder)[title] == "no round was evaluated."
+
+
+def test_the_strength_that_an_attack_found_is_told_without_figures(tmp_path):
+    folder = write(tmp_path / "out", table().assign(final_auroc=0.7))
+    write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "Strength that an optimised attack found" in text
+    assert "No figures: all values of attack are alike" in text
+
+
+def test_runs_that_diverged_are_one_line_and_means_say_that_they_lack_them(tmp_path):
+    frame = table()
+    gone = (frame.defence == "mean") & (frame.attack == "ipm")
+    gone &= (frame.malicious == 0.2) & (frame.seed > 0)
+    assert gone.sum() == 2
+    frame.loc[gone, "status"] = "diverged"
+    frame.loc[gone, "reason"] = [
+        "the training loss of round 4 is not finite (clients a, b): lower the rate",
+        "the training loss of round 17 is not finite (clients c (d)): lower the rate",
+    ]
+    frame.loc[gone, "final_attack_success"] = np.nan
+    folder = write(tmp_path / "out", frame)
+    assert tables.failures(read_sweep(folder)).rows == (
+        (
+            "diverged",
+            "mean",
+            "0.2",
+            "2",
+            "the training loss of round 4 to 17 is not finite (some clients): lower "
+            "the rate",
+        ),
+    )
+    write_report(folder)
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    said = "over repetitions of the runs that did not diverge"
+    assert f"{said}, with the range" in text
+    assert f"{said}: dark is bad" in text
+    write_report(write(tmp_path / "whole", table()))
+    paths = records.sweep_folder(tmp_path / "whole")
+    assert "did not diverge" not in paths.report.read_text(encoding="utf-8")

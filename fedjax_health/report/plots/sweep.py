@@ -21,7 +21,7 @@ from fedjax_health.report.plots.style import (
     shown,
 )
 from fedjax_health.report.sweep import summary
-from fedjax_health.report.sweep.read import SweepView, clean_value
+from fedjax_health.report.sweep.read import SweepView, clean_values
 from fedjax_health.report.tables.metrics import METRICS
 from fedjax_health.report.words import DASH
 
@@ -193,7 +193,7 @@ def success(view: SweepView) -> Figure | None:
     told = {
         (r, c, a): mean.value
         for r, c, a, mean in table.itertuples(index=False)
-        if mean.count and a != clean_value(view)
+        if mean.count and a not in clean_values(view)
     }
     if not told:
         return None

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Collection, Sequence
 
+import pandas as pd
+
 from fedjax_health.report.findings import Finding
 from fedjax_health.report.plots.sweep import metric_name
 from fedjax_health.report.sections import Absent, Drawing, Section
@@ -116,8 +118,8 @@ def sections(
         _worst(view, found, figures),
         _metrics(view),
         _by_attack(view, figures),
-        _curves(figures),
-        _success(figures),
+        _curves(view, figures),
+        _success(view, figures),
         _detection(view),
         _settings(view),
         _failures(view),
@@ -204,56 +206,107 @@ def _worst(view: SweepView, found: Sequence[summary.Case], figures) -> Section:
 def _metrics(view: SweepView) -> Section | Absent:
     table = tables.metrics(view)
     if table is None:
-        return Absent("Every metric", "they stand in results.csv, attack by attack.")
+        return Absent(
+            "Every metric",
+            "they stand in results.csv, attack by attack."
+            if view.roles.worst
+            else f"no cell has one at its best step{_lost(view)}.",
+        )
     return Section("metrics", "Every metric", tables=(table,))
 
 
 def _by_attack(view: SweepView, figures) -> Section | Absent:
     names = [name for name in figures if name.startswith("attacks-")]
-    if not names:
-        return Absent("Attack by attack", "the sweep has no axis of attacks.")
+    table = tables.strengths(view) if view.roles.worst else None
+    if not names and table is None:
+        return Absent("Attack by attack", _no_attacks(view))
     drawings = tuple(
         Drawing(name, "Mean over repetitions at the last step: dark is bad.")
         for name in names
     )
-    table = tables.strengths(view)
     return Section(
         "attacks",
         "Attack by attack",
+        () if names else (f"No figures: {_no_attacks(view)}",),
         drawings=drawings,
         tables=() if table is None else (table,),
     )
 
 
-def _curves(figures) -> Section | Absent:
+def _no_attacks(view: SweepView) -> str:
+    """Says why there are no figures of the attacks."""
+    if view.roles.worst is None:
+        return f"the sweep has no axis {view.settings.report.worst}."
+    if not _has(view, f"final_{view.settings.report.metric}"):
+        return f"no cell has a figure of {metric_name(view)}{_lost(view)}."
+    return f"all values of {view.roles.worst} are alike in their figures."
+
+
+def _curves(view: SweepView, figures) -> Section | Absent:
+    title = "Training under attack"
     if "curves" not in figures:
-        return Absent("Training under attack", "no round was evaluated.")
+        return Absent(title, _no_curves(view))
+    here = summary.columns_of(view)[-1]
+    chosen = summary.with_places(view, view.chosen)
+    survivors = _survivors(chosen[chosen.column == here])
     caption = (
-        "Mean over repetitions, with the range between the least and the largest. A "
-        "line that falls at the end has been broken late."
+        f"Mean over repetitions{survivors}, with the range between the least and the "
+        "largest. A line that falls at the end has been broken late."
     )
-    return Section(
-        "curves", "Training under attack", drawings=(Drawing("curves", caption),)
-    )
+    return Section("curves", title, drawings=(Drawing("curves", caption),))
 
 
-def _success(figures) -> Section | Absent:
+def _no_curves(view: SweepView) -> str:
+    if not len(view.curves):
+        return f"no round was evaluated{_lost(view)}."
+    column = f"test_{view.settings.report.metric}"
+    if column not in view.curves or not view.curves[column].notna().any():
+        return f"rounds were not evaluated by {metric_name(view)}{_lost(view)}."
+    where = f"{' · '.join(view.roles.columns)} {summary.columns_of(view)[-1]}"
+    return f"nothing was measured at {where}, the circumstance that is drawn."
+
+
+def _success(view: SweepView, figures) -> Section | Absent:
+    title = "Success of backdoors"
     if "success" not in figures:
-        return Absent("Success of backdoors", "no attack of the sweep plants one.")
+        return Absent(title, f"no attack that was measured plants one{_lost(view)}.")
+    chosen = summary.with_places(view, view.chosen)
+    planted = chosen[chosen.final_attack_success.notna()].attack
+    survivors = _survivors(chosen[chosen.attack.isin(planted)])
     caption = (
         "Share of test records of other classes that are given the attacker's class "
-        "once they carry the trigger: dark is bad."
+        f"once they carry the trigger, mean over repetitions{survivors}: dark is bad."
     )
-    return Section(
-        "success", "Success of backdoors", drawings=(Drawing("success", caption),)
-    )
+    return Section("success", title, drawings=(Drawing("success", caption),))
 
 
 def _detection(view: SweepView) -> Section | Absent:
+    title = "Who was dropped"
     table = tables.detection(view)
-    if table is None:
-        return Absent("Who was dropped", "no rule of the sweep selects clients.")
-    return Section("detection", "Who was dropped", tables=(table,))
+    if table is not None:
+        return Section("detection", title, tables=(table,))
+    names = ("mean_detection_precision", "mean_detection_recall")
+    if any(_has(view, name) for name in names):
+        return Absent(title, f"it is known of clean runs alone{_lost(view)}.")
+    reason = "no rule that was measured selects clients among which some are malicious"
+    return Absent(title, f"{reason}{_lost(view)}.")
+
+
+def _has(view: SweepView, name: str) -> bool:
+    return name in view.chosen and bool(view.chosen[name].notna().any())
+
+
+def _lost(view: SweepView) -> str:
+    """Reminds of cells that might have had what is not there; often empty."""
+    lost = int((view.results.status != "done").sum())
+    return f"; {lost:,} cells failed, were refused or diverged" if lost else ""
+
+
+def _survivors(frame: pd.DataFrame) -> str:
+    """Says whom a mean leaves out; empty where nothing diverged."""
+    if (frame.status == "diverged").any():
+        return " of the runs that did not diverge"
+    return ""
 
 
 def _settings(view: SweepView) -> Section | Absent:

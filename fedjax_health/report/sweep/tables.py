@@ -1,6 +1,7 @@
 """The rows of a sweep's tables, as text."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -288,19 +289,43 @@ def failures(view: SweepView) -> Table | None:
         return None
     table = summary.with_places(view, table)
     rows = []
-    for (status, row), group in table.groupby(["status", "row"], sort=True):
-        for reason, part in group.groupby("reason", sort=True):
-            where = list(dict.fromkeys(part.column))
-            rows.append(
-                (status, row, listing(where), f"{len(part):,}", clean(str(reason)))
-            )
-    # Texts of diverged runs name rounds and differ in nothing else.
+    kinds = pd.Series(
+        [
+            _kind(str(reason)) if status == "diverged" else str(reason)
+            for status, reason in zip(table.status, table.reason, strict=True)
+        ],
+        table.index,
+        name="kind",
+    )
+    for (status, row, kind), group in table.groupby(["status", "row", kinds]):
+        where = list(dict.fromkeys(group.column))
+        reason = _reason(str(kind), [str(text) for text in group.reason])
+        rows.append((status, row, listing(where), f"{len(group):,}", clean(reason)))
     return Table(
         "Cells without figures, or whose training diverged",
         ("status", view.roles.rows or "candidate", _where(view), "cells", "reason"),
         tuple(rows[:60]),
         frozenset({0, 1, 2, 4}),
     )
+
+
+_ROUND = re.compile(r"\bround (\d+)")
+
+
+def _kind(reason: str) -> str:
+    """Returns why a run diverged without the round and the clients."""
+    return re.sub(r"\(clients .*\)", "(some clients)", _ROUND.sub("round _", reason))
+
+
+def _reason(kind: str, texts: Sequence[str]) -> str:
+    """Returns the text of several runs that differ in rounds and clients alone."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    rounds = sorted({int(found[1]) for t in texts if (found := _ROUND.search(t))})
+    if not rounds:
+        return kind
+    span = f"{rounds[0]}" + (f" to {rounds[-1]}" if len(rounds) > 1 else "")
+    return kind.replace("round _", f"round {span}")
 
 
 def facts(view: SweepView) -> Table:
