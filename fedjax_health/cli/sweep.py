@@ -4,14 +4,18 @@ import argparse
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from fedjax_health import records
+from fedjax_health.config.sweep import Cell, load_sweep, parse_sweep
 from fedjax_health.sweep.run import (
     Setup,
     SweepProgress,
+    cells_left,
     measure_cells,
+    read_cells,
     resume_sweep,
     run_sweep,
 )
@@ -31,8 +35,6 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
       See ``run_sweep``.
     """
-    from fedjax_health.config.sweep import load_sweep
-
     sweep = load_sweep(
         options.config,
         options.overrides,
@@ -43,14 +45,14 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     name = Path(options.config).name.removesuffix(".toml") or "sweep"
     folder = Path(options.out or records.default_folder(name, 0))
     records.check_unused(folder)
-    workers = _workers(options)
+    workers, devices = crew(options, cells_left(sweep, {}))
     return _watch(
         lambda progress, make: run_sweep(
             sweep, folder, progress, workers=workers, make_measure=make
         ),
         folder,
         options,
-        workers,
+        devices,
     )
 
 
@@ -63,24 +65,23 @@ def go_on(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
       See ``resume_sweep``.
     """
-    workers = _workers(options)
+    paths = records.open_sweep_folder(options.folder)
+    sweep = parse_sweep(paths.sweep.read_text(encoding="utf-8"))
+    workers, devices = crew(options, cells_left(sweep, read_cells(paths)))
     return _watch(
         lambda progress, make: resume_sweep(
             options.folder, progress, workers=workers, make_measure=make
         ),
-        Path(options.folder),
+        paths.root,
         options,
-        workers,
+        devices,
     )
 
 
-def _watch(work, folder: Path, options: argparse.Namespace, workers: int):
+def _watch(work, folder: Path, options: argparse.Namespace, devices: int):
     from fedjax_health.cli.startup import prepare_cache
 
     cache = prepare_cache(options.cache_dir, no_cache=options.no_cache)
-    from fedjax_health.engine.devices import available_cores
-
-    devices = options.device_count or (1 if workers > 1 else min(available_cores(), 8))
     make = functools.partial(measure_cells, Setup(devices, cache))
     try:
         return _with_figures(work(lines(sys.stderr), make))
@@ -100,7 +101,24 @@ def _with_figures(result: dict[str, Any]) -> dict[str, Any]:
     raise SweepError(f"{result['folder']}: no cell has figures: {reasons}")
 
 
-def _workers(options: argparse.Namespace) -> int:
+def crew(options: argparse.Namespace, cells: Sequence[Cell]) -> tuple[int, int]:
+    """Returns how many processes measure cells, and the CPU devices of each.
+
+    Args:
+      options: workers and device_count, None where they are not given.
+      cells: those that are left.
+    """
+    from fedjax_health.engine.devices import available_cores
+
+    workers = max(1, min(_most_workers(options), len(cells)))
+    if options.device_count:
+        return workers, options.device_count
+    alone = 1 if workers > 1 else min(available_cores(), 8)
+    # A mesh is made of devices that are there.
+    return workers, max([alone, *(cell.config.devices or 1 for cell in cells)])
+
+
+def _most_workers(options: argparse.Namespace) -> int:
     if options.workers is not None:
         return options.workers
     from fedjax_health.engine.devices import available_cores, available_memory

@@ -222,7 +222,7 @@ def measure_cells(setup: Setup) -> Callable[[Config], dict[str, Any]]:
     return measure
 
 
-def groups_of(cells: Iterable[Cell]) -> list[list[Task]]:
+def groups_of(cells: Iterable[Cell], *, at_least: int = 1) -> list[list[Task]]:
     """Returns the cells to measure, those of one structure together.
 
     Cells that compute the same occur once. A group shares compiled programs: its cells
@@ -230,12 +230,22 @@ def groups_of(cells: Iterable[Cell]) -> list[list[Task]]:
 
     Args:
       cells: those that are not done.
+      at_least: groups that are wanted, so that no worker is idle: the largest are
+        halved until there are as many, or one for each cell.
     """
     groups: dict[str, dict[str, Task]] = {}
     for cell in cells:
         group = groups.setdefault(_structure(cell.config), {})
         group.setdefault(cell.key, Task(cell.key, cell.config))
-    return [list(group.values()) for group in groups.values()]
+    found = [list(group.values()) for group in groups.values()]
+    while len(found) < at_least:
+        place = max(range(len(found)), key=lambda i: len(found[i]), default=None)
+        if place is None or len(found[place]) < 2:
+            break
+        whole = found[place]
+        half = (len(whole) + 1) // 2
+        found[place : place + 1] = [whole[:half], whole[half:]]
+    return found
 
 
 def _structure(config: Config) -> str:
@@ -287,7 +297,8 @@ def _go_on(
             cells=len(by_key),
         )
 
-    run_groups(groups_of(left), make_measure, on_record, workers=workers)
+    groups = groups_of(left, at_least=workers)
+    run_groups(groups, make_measure, on_record, workers=workers)
     return _finish(sweep, paths, done, progress)
 
 

@@ -48,6 +48,8 @@ def run_groups(
       SweepError: if no process can measure anything.
     """
     waiting = deque(tuple(group) for group in groups if group)
+    if not waiting:
+        return
     if workers <= 1:
         measure = make_measure()
         for group in waiting:

@@ -263,6 +263,16 @@ def test_cells_of_one_structure_are_one_group(tmp_path):
     assert max(len(group) for group in groups) == 4
 
 
+def test_large_groups_are_halved_while_workers_would_be_idle(tmp_path):
+    sweep = grid.load(tmp_path, axes=SMALL)
+    keys = [cell.key for cell in sweep.cells]
+    for wanted, lengths in ((1, [3]), (2, [2, 1]), (3, [1, 1, 1]), (9, [1, 1, 1])):
+        groups = groups_of(sweep.cells, at_least=wanted)
+        assert [len(group) for group in groups] == lengths
+        assert [task.key for group in groups for task in group] == keys
+    assert groups_of([], at_least=2) == []
+
+
 def test_a_folder_in_use_and_one_without_a_sweep_are_refused(finished, tmp_path):
     sweep, paths, _, _ = finished
     with pytest.raises(RunFolderError, match="it holds a finished sweep; name"):
