@@ -430,6 +430,13 @@ def test_why_there_are_no_curves(tmp_path):
     curves[:0].to_parquet(paths.curves, index=False)
     assert left_out(folder)[title] == "no round was evaluated."
 
+    clean = table()
+    clean = fail(clean, (clean.malicious == 0.2) & (clean.attack != "no attack"))
+    assert left_out(write(tmp_path / "clean", clean))[title] == (
+        "nothing was measured under an attack at malicious 0.2, which would be drawn; "
+        f"{(clean.status == 'failed').sum()} cells failed, were refused or diverged."
+    )
+
 
 def test_the_strength_that_an_attack_found_is_told_without_figures(tmp_path):
     folder = write(tmp_path / "out", table().assign(final_auroc=0.7))

@@ -262,8 +262,12 @@ def _no_curves(view: SweepView) -> str:
     column = f"test_{view.settings.report.metric}"
     if column not in view.curves or not view.curves[column].notna().any():
         return f"rounds were not evaluated by {metric_name(view)}{_lost(view)}."
-    where = f"{' · '.join(view.roles.columns)} {summary.columns_of(view)[-1]}"
-    return f"nothing was measured at {where}, the circumstance that is drawn."
+    where = ""
+    if view.roles.columns:
+        last = summary.columns_of(view)[-1]
+        where = f" at {' · '.join(view.roles.columns)} {last}, which would be drawn"
+    under = " under an attack" if view.roles.worst else ""
+    return f"nothing was measured{under}{where}{_lost(view)}."
 
 
 def _success(view: SweepView, figures) -> Section | Absent:
@@ -299,7 +303,8 @@ def _has(view: SweepView, name: str) -> bool:
 def _lost(view: SweepView) -> str:
     """Reminds of cells that might have had what is not there; often empty."""
     lost = int((view.results.status != "done").sum())
-    return f"; {lost:,} cells failed, were refused or diverged" if lost else ""
+    cells, were = ("cell", "was") if lost == 1 else ("cells", "were")
+    return f"; {lost:,} {cells} failed, {were} refused or diverged" if lost else ""
 
 
 def _survivors(frame: pd.DataFrame) -> str:
