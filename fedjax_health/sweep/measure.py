@@ -6,6 +6,7 @@ engine) and compiled scoring.
 
 import collections
 import json
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,12 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from fedjax_health import build
+from fedjax_health import build, records
 from fedjax_health.config import Config
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import Examples, Model
 from fedjax_health.data.sampling import build_cohort_fn
-from fedjax_health.data.schema import examples_of
+from fedjax_health.data.schema import DataWarning, examples_of
 from fedjax_health.data.store import to_examples
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
 from fedjax_health.evaluate.scoring import Weights, build_part_reader
@@ -111,6 +112,7 @@ class Bench:
             collections.OrderedDict()
         )
         self._examples: dict[str, Examples] = {}
+        self._told: dict[str, dict[str, type[Warning]]] = {}
         self._oracles: dict[tuple[str, float], dict[str, float] | None] = {}
         self._readers: dict[tuple[str, Model, str], Any] = {}
 
@@ -141,14 +143,20 @@ class Bench:
             while len(self._prepared) >= KEPT:
                 old, _ = self._prepared.popitem(last=False)
                 self._examples.pop(old, None)
+                self._told.pop(old, None)
                 self._readers = {
                     name: reader
                     for name, reader in self._readers.items()
                     if name[0] != old
                 }
-            dataset = build.build_dataset(config)
-            self._prepared[key] = build.prepare(config, dataset)
+            with records.tell_warnings(records.SILENT, DataWarning) as told:
+                dataset = build.build_dataset(config)
+                self._prepared[key] = build.prepare(config, dataset)
+            self._told[key] = told
         self._prepared.move_to_end(key)
+        # Every cell on this data, not the first alone.
+        for text, kind in self._told[key].items():
+            warnings.warn(text, kind, stacklevel=2)
         return self._prepared[key]
 
     def _reader(self, key: str, run: Run, part: str):

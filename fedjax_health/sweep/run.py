@@ -193,6 +193,10 @@ def _check_context(now: dict[str, Any], paths: SweepFolder, progress: SweepProgr
     records.write_json(paths.environment, environment)
 
 
+# What the engine says of a run that diverges, after the way out.
+_CHECKPOINT = "; the last checkpoint"
+
+
 def measure_cells(setup: Setup) -> Callable[[Config], dict[str, Any]]:
     """Returns what measures configurations in this process.
 
@@ -206,17 +210,25 @@ def measure_cells(setup: Setup) -> Callable[[Config], dict[str, Any]]:
     if setup.cache is not None:
         enable_cache(setup.cache)
 
+    from fedjax_health.data.schema import DataWarning
     from fedjax_health.sweep.measure import Bench
 
     bench = Bench()
 
     def measure(config: Config) -> dict[str, Any]:
         clock = time.monotonic()
-        try:
-            record = bench.measure(config)
-        except Exception as error:
-            # Whatever it is, the other cells do not depend on it.
-            record = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        with records.tell_warnings(records.SILENT, DataWarning) as told:
+            try:
+                record: dict[str, Any] = bench.measure(config)
+            except Exception as error:
+                # Whatever it is, the other cells do not depend on it.
+                reason = f"{type(error).__name__}: {error}"
+                record = {"status": "failed", "reason": reason}
+        if told:
+            record["warnings"] = list(told)
+        if record["status"] == "diverged":
+            # A sweep saves no checkpoint that one could go back to.
+            record["reason"] = record["reason"].partition(_CHECKPOINT)[0]
         return {"record": record, "seconds": time.monotonic() - clock}
 
     return measure
@@ -281,6 +293,9 @@ def _go_on(
     left = cells_left(sweep, done)
     progress.on_start(cells=len(by_key), done=len(by_key) - len(left))
 
+    # Those of cells that are done were told when they were measured.
+    warned = {text for record in done.values() for text in record.get("warnings", ())}
+
     def on_record(key: str, measured: dict[str, Any]):
         record, seconds = measured.get("record", measured), measured.get("seconds", 0.0)
         line = {"cell": key, "record": record}
@@ -289,6 +304,10 @@ def _go_on(
         record = json.loads(records.canonical_json(record))
         records.append_jsonl(paths.timings, [{"cell": key, "seconds": seconds}])
         done[key] = record
+        for text in record.get("warnings", ()):
+            if text not in warned:
+                warned.add(text)
+                progress.on_message(f"warning: {text}")
         progress.on_cell(
             cell=by_key[key],
             record=record,

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from fedjax_health import config, records, training
 from fedjax_health.config.sweep import load_sweep, parse_sweep
-from fedjax_health.data.schema import DataError
+from fedjax_health.data.schema import DataError, DataWarning
 from fedjax_health.records import RunFolderError
 from fedjax_health.sweep.run import (
     Setup,
@@ -182,6 +183,8 @@ def test_a_model_that_diverges_counts_as_one_that_says_the_same_of_all(tmp_path)
     run(sweep, tmp_path / "out")
     ((_, record),) = read_cells(records.sweep_folder(tmp_path / "out")).items()
     assert record["status"] == "diverged"
+    # Sweeps save no checkpoint.
+    assert record["reason"].endswith("or clip the updates")
     assert record["final"]["test"]["auroc"] == 0.5
     prevalence = record["final"]["test"]["prevalence"]
     assert record["final"]["test"]["auprc"] == pytest.approx(prevalence)
@@ -261,6 +264,33 @@ def test_cells_of_one_structure_are_one_group(tmp_path):
         assert len(kinds) == 1
     # Seeds and radii are numbers of one program.
     assert max(len(group) for group in groups) == 4
+
+
+def test_warnings_of_data_are_kept_with_every_cell_and_told_once(tmp_path, monkeypatch):
+    from fedjax_health.sweep.measure import build
+
+    real = build.build_dataset
+
+    def warns(settings):
+        warnings.warn(f"odd rows of seed {settings.seed}", DataWarning, stacklevel=2)
+        warnings.warn("odd rows", DataWarning, stacklevel=2)
+        return real(settings)
+
+    monkeypatch.setattr(build, "build_dataset", warns)
+    axes = SMALL.replace("2]", "2]\naggregator = ['mean', 'median']")
+    sweep = grid.load(tmp_path, axes=axes, only=["seed=0,1"])
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, tmp_path / "out", grid.Heard(stop_after=1))
+    heard = grid.Heard()
+    resume_sweep(tmp_path / "out", heard.progress, make_measure=MAKE)
+    found = read_cells(records.sweep_folder(tmp_path / "out"))
+    for cell in sweep.cells:
+        seed = cell.values["seed"]
+        said = [f"odd rows of seed {seed}", "odd rows"]
+        assert found[cell.key]["warnings"] == said
+    # The others were told before the interrupt.
+    told = [text for text in heard.messages if "odd rows" in text]
+    assert told == ["warning: odd rows of seed 1"]
 
 
 def test_large_groups_are_halved_while_workers_would_be_idle(tmp_path):
