@@ -5,15 +5,13 @@ from typing import Any
 
 import optax
 
-from fedjax_health import client, config, transforms
+from fedjax_health import client, config
 from fedjax_health.build.aggregators import build_aggregator
 from fedjax_health.build.attacks import build_attack, build_data_attack
-from fedjax_health.build.custom import custom_entry, optional_entry
+from fedjax_health.build.custom import custom_entry
+from fedjax_health.build.privacy import build_mechanism
+from fedjax_health.build.transforms import build_transform
 from fedjax_health.config import Config, ConfigError, Custom
-from fedjax_health.core.types import (
-    ClientTransform,
-    Mechanism,
-)
 from fedjax_health.engine.average import averaging
 from fedjax_health.engine.plan import (
     LocalTraining,
@@ -48,26 +46,17 @@ def build_plan(
         ),
         data_attack=build_data_attack(settings, columns),
         transforms=tuple(
-            _transform(entry, path=f"transforms.{i}")
+            build_transform(entry, path=f"transforms.{i}")
             for i, entry in enumerate(settings.transforms)
         ),
         attack=build_attack(settings),
         aggregator=build_aggregator(settings, assumed=assumed),
-        mechanism=optional_entry(settings.mechanism, Mechanism, path="mechanism"),
+        mechanism=build_mechanism(settings),
         server_optimizer=_averaging(settings, _server_optimizer(settings)),
         weighting=settings.weighting,
         personal=_personal(settings),
         dropout=settings.dropout,
     )
-
-
-def _transform(entry: Any, *, path: str) -> ClientTransform:
-    match entry:
-        case config.Identity():
-            return transforms.identity()
-        case config.ClipL2():
-            return transforms.clip_l2(entry.max_norm)
-    return custom_entry(entry, ClientTransform, path=path)
 
 
 def _algorithm(settings: Config) -> client.LocalAlgorithm:

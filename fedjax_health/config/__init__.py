@@ -85,11 +85,9 @@ from fedjax_health.config.detector import (
 )
 from fedjax_health.config.federation import (
     Checkpoint,
-    ClipL2,
     Evaluation,
     Fixed,
     Head,
-    Identity,
     Norm,
     Poisson,
 )
@@ -135,6 +133,7 @@ from fedjax_health.config.presets import (
 )
 from fedjax_health.config.simulation import simulation_settings
 from fedjax_health.config.top import Config
+from fedjax_health.config.transforms import ClipL2, Identity
 
 __all__ = [
     "Adam",

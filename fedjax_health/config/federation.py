@@ -7,7 +7,6 @@ import msgspec
 from fedjax_health.config.common import (
     AboveZero,
     BelowOne,
-    Custom,
     Positive,
     Record,
 )
@@ -64,26 +63,6 @@ class Norm(Record, frozen=True, tag_field="kind", tag="norm"):
 
 
 Personal = Head | Norm
-
-
-class Identity(Record, frozen=True, tag_field="kind", tag="identity"):
-    """Sends the updates as they are."""
-
-
-class ClipL2(Record, frozen=True, tag_field="kind", tag="clip_l2"):
-    """Scales updates down to a bound on their L2 norm.
-
-    Attributes:
-      max_norm: the bound.
-    """
-
-    max_norm: AboveZero = 1.0
-
-
-Transform = Identity | ClipL2 | Custom
-
-
-Mechanism = Custom
 
 
 class Evaluation(Record, frozen=True):

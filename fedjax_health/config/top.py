@@ -40,11 +40,9 @@ from fedjax_health.config.federation import (
     Checkpoint,
     Evaluation,
     Fixed,
-    Mechanism,
     Norm,
     Personal,
     Sampling,
-    Transform,
 )
 from fedjax_health.config.learning import (
     Algorithm,
@@ -71,6 +69,8 @@ from fedjax_health.config.preparation import (
     Summarise,
     Window,
 )
+from fedjax_health.config.privacy import Mechanism
+from fedjax_health.config.transforms import Transform
 
 
 class Config(Record, frozen=True):

@@ -27,6 +27,12 @@ class Message:
       overhead_bytes: bytes a message that do not scale with density (seeds, scales).
       unit: what one message belongs to: a client or a group of clients.
       noised: whether noise has been added already.
+      modulus_bits: bits of the modulus of a sum of integers that hides the messages,
+        or None where the server sees each message.
+      min_messages: the fewest messages whose sum is released.
+      groups: sums of integers that are released in a round.
+      side_multiplier: noise multiplier of what is released beside the message (the bits
+        of adaptive clipping); None where nothing is.
     """
 
     num_params: int
@@ -37,6 +43,10 @@ class Message:
     overhead_bytes: int = 0
     unit: Literal["client", "group"] = "client"
     noised: bool = False
+    modulus_bits: int | None = None
+    min_messages: int = 1
+    groups: int = 1
+    side_multiplier: float | None = None
 
     def uplink_bytes(self) -> int:
         """Returns the bytes that one client sends in one round."""

@@ -220,6 +220,12 @@ class ClientTransform(NamedTuple):
         report is a tree of arrays that the engine sums over the cohort.
       reduce: ``(shared, summed_report, key) -> shared``.
       check: the static half.
+      restore: ``(aggregate, shared, params) -> (updates, shared)``, what the server
+        makes of the aggregate before its optimiser's step: the way back for messages
+        of another structure than the parameters. None leaves the aggregate as it is.
+      measure: ``(summed_report, shared, count) -> Metrics``, what the report of
+        ``count`` (float32 ``[]``) messages says to a reader; ``uplink_bytes`` in it
+        replaces the static estimate of the round's bytes. None says nothing.
     """
 
     init: Callable[[Params], State]
@@ -227,6 +233,8 @@ class ClientTransform(NamedTuple):
     update: Callable[[Updates, State, ClientContext], tuple[Updates, State, Report]]
     reduce: Callable[[Shared, Report, Key], Shared]
     check: Callable[[Message], Message]
+    restore: Callable[[Updates, Shared, Params], tuple[Updates, Shared]] | None = None
+    measure: Callable[[Report, Shared, jax.Array], Metrics] | None = None
 
 
 class Defence(NamedTuple):
@@ -355,6 +363,63 @@ class AggregationContext(NamedTuple):
     root_updates: Updates | None = None
 
 
+class Codec(NamedTuple):
+    """How a message becomes integers that are summed modulo 2**32, and back.
+
+    Attributes:
+      encode: ``(updates, weight, state, key, bound) -> (integers, saturated)``, one
+        client's half: a tree of int32 arrays, and the share of coordinates that were
+        cut to the range, float32 ``[]``. ``bound`` is the message's L2 bound of this
+        round, float32 ``[]``, or None where none is known.
+      decode: ``(total, state, bound, like) -> updates``, the server's half: the sum of
+        ``weight * updates`` over the messages, of the structure of ``like``.
+    """
+
+    encode: Callable[..., tuple[Any, jax.Array]]
+    decode: Callable[..., Updates]
+
+
+class Gathered(NamedTuple):
+    """What the server learns of the integers of a cohort.
+
+    Attributes:
+      sums: int32 ``[groups, ...]``, modulo 2**32; zeros where nothing is released.
+      weights: float32 ``[groups]``, the sum of the weights of the members.
+      released: bool ``[groups]``, groups with enough members.
+      metrics: what a reader is told, such as bytes and seconds of a phase.
+    """
+
+    sums: Any
+    weights: AnyArray
+    released: AnyArray
+    metrics: Metrics
+
+
+class Secure(NamedTuple):
+    """The parts of an aggregator that sees sums of integers alone.
+
+    Attributes:
+      codec: how messages become integers, unless a mechanism brings its own.
+      threshold: state -> int32 ``[]``, the fewest messages whose sum is released.
+      gather: ``(integers [cohort, ...], weights [cohort], state, key,
+        AggregationContext) -> Gathered``; weight 0 is absent. None for the plain
+        modular sum over the whole cohort, which is formed as the clients are trained.
+      on_host: whether ``gather`` runs on the host, on NumPy arrays, between two halves
+        of a round; ``key`` is then uint32 ``[2]``.
+      finish: ``(means [groups, ...], weights [groups], state, key,
+        AggregationContext) -> (aggregate, state, Metrics)``, the rule over groups; None
+        where there is one group.
+      groups: how many there are.
+    """
+
+    codec: Codec
+    threshold: Callable[[State], jax.Array]
+    gather: Callable[..., Gathered] | None = None
+    on_host: bool = False
+    finish: Callable[..., tuple[Updates, State, Metrics]] | None = None
+    groups: int = 1
+
+
 class Aggregator(NamedTuple):
     """Combines the stacked messages of a cohort into one.
 
@@ -374,6 +439,8 @@ class Aggregator(NamedTuple):
       kernel: the rule's inner half (``aggregators.gram.GramKernel`` or
         ``aggregators.coordinates.CoordinateKernel``), by which ``pipeline`` composes it
         with mixings without holding what they make; None for a rule without one.
+      secure: the parts of a rule that sees sums of integers alone; None for a rule that
+        sees messages.
     """
 
     init: Callable[[Params], State]
@@ -382,6 +449,7 @@ class Aggregator(NamedTuple):
     linear: bool
     depends_on: Literal["gram", "coordinates", "rows"] = "rows"
     kernel: Any = None
+    secure: Secure | None = None
 
 
 class Mixing(NamedTuple):
@@ -484,24 +552,30 @@ class BoundMechanism(NamedTuple):
         sum.
       server: ``(total, state, key, bound) -> (total, state)``, noise by the server on
         the sum of the messages, before it is divided by their expected number.
+      codec: how messages become integers; ``group`` and ``server`` then see integers,
+        and so they do under an aggregator that sees sums of integers. Its state is the
+        mechanism's. None leaves it to the aggregator.
     """
 
     init: Callable[[Params], State]
     client: Callable[..., Updates] | None = None
     group: Callable[..., Updates] | None = None
     server: Callable[..., tuple[Updates, State]] | None = None
+    codec: Codec | None = None
 
 
 class Mechanism(NamedTuple):
     """A differential privacy mechanism and the event that accounts for it.
 
     Attributes:
-      bind: ``(Message, Sampling) -> BoundMechanism``.
-      event: ``Sampling -> dp_accounting.DpEvent`` of one round.
+      bind: ``(Message, Sampling) -> BoundMechanism``; the message is what the
+        aggregator made of a client's.
+      event: ``(Message, Sampling, num_rounds) -> dp_accounting.DpEvent`` of that many
+        rounds together.
     """
 
     bind: Callable[[Message, Sampling], BoundMechanism]
-    event: Callable[[Sampling], Any]
+    event: Callable[[Message, Sampling, int], Any]
 
 
 class FederatedAlgorithm(NamedTuple):

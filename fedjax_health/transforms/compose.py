@@ -10,6 +10,7 @@ from fedjax_health.core.message import Message
 from fedjax_health.core.types import (
     ClientContext,
     ClientTransform,
+    Metrics,
     Params,
     Report,
     Shared,
@@ -73,10 +74,46 @@ def _chained(updates: tuple, reduces: tuple) -> tuple:
     return update, reduce
 
 
+@functools.cache
+def _chained_restore(parts: tuple):
+    """Returns the ways back, the last transform's first; None where there is none."""
+    if not any(parts):
+        return None
+
+    def restore(
+        aggregate: Updates, shared: Shared, params: Params
+    ) -> tuple[Updates, Shared]:
+        new = list(shared)
+        for i in reversed(range(len(parts))):
+            if parts[i] is not None:
+                aggregate, new[i] = parts[i](aggregate, shared[i], params)
+        return aggregate, tuple(new)
+
+    return restore
+
+
+@functools.cache
+def _chained_measure(parts: tuple):
+    """Returns what all parts say; of one name, what the last one says."""
+    if not any(parts):
+        return None
+
+    def measure(report: Report, shared: Shared, count: jax.Array) -> Metrics:
+        said: Metrics = {}
+        for i, part in enumerate(parts):
+            if part is not None:
+                said |= part(report[i], shared[i], count)
+        return said
+
+    return measure
+
+
 def chain(*transforms: ClientTransform) -> ClientTransform:
     """Applies transforms one after the other, the first one first.
 
     A bound that a part announces is named by the part's position, ``"0/clip_norm"``.
+    One part at most may send messages of another structure than the parameters: its
+    way back, like every other, is told the parameters' structure.
     """
     update, reduce = _chained(
         tuple(t.update for t in transforms), tuple(t.reduce for t in transforms)
@@ -103,6 +140,8 @@ def chain(*transforms: ClientTransform) -> ClientTransform:
         update=update,
         reduce=reduce,
         check=check,
+        restore=_chained_restore(tuple(t.restore for t in transforms)),
+        measure=_chained_measure(tuple(t.measure for t in transforms)),
     )
 
 

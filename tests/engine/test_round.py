@@ -286,7 +286,7 @@ def noise_mechanism(noise, seen):
 
         return BoundMechanism(init=lambda params: jnp.int32(0), server=server)
 
-    return Mechanism(bind, lambda sampling: None)
+    return Mechanism(bind, lambda *_: None)
 
 
 def test_a_mechanism_privatises_the_sum_and_divides_by_the_expected_cohort():
@@ -528,7 +528,7 @@ def test_mechanisms_that_the_engine_would_not_call_are_refused():
     def bound(**places):
         return Mechanism(
             lambda message, sampling: BoundMechanism(lambda params: (), **places),
-            lambda sampling: None,
+            lambda *_: None,
         )
 
     common = {"transforms": (double_clip(1.0),), "weighting": "uniform"}

@@ -1,0 +1,5 @@
+"""Differential privacy mechanisms."""
+
+from fedjax_health.config.common import Custom
+
+Mechanism = Custom

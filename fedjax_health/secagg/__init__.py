@@ -1,0 +1,1 @@
+"""Secure aggregation: sums of integers that hide what each client sent."""
