@@ -66,6 +66,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
         settings,
         input_names(prepared.parts.train),
         assumed=assumed_malicious(settings, population, sampling.expected),
+        cohort=sampling.expected,
     )
     if prepared.root is not None:
         check_root(settings, prepared.parts.train.client_names, malicious)
@@ -123,7 +124,10 @@ def build_sampling(settings: Config, population: int) -> Sampling:
       ConfigError: if the cohort is larger than the population.
     """
     chosen = settings.sampling
-    expected = chosen.cohort_size or population
+    everybody = population
+    if isinstance(chosen, config.Cyclic):
+        everybody = max(population // chosen.cycle, 1)
+    expected = chosen.cohort_size or everybody
     if expected > population:
         raise ConfigError(
             f"config: sampling.cohort_size: {expected}: there are only {population} "
@@ -135,6 +139,14 @@ def build_sampling(settings: Config, population: int) -> Sampling:
         case config.Poisson():
             return Sampling(
                 "poisson", population=population, expected=expected, cap=chosen.cap
+            )
+        case config.Cyclic():
+            return Sampling(
+                "cyclic",
+                population=population,
+                expected=expected,
+                cap=chosen.cap,
+                cycle=chosen.cycle,
             )
 
 

@@ -26,7 +26,11 @@ from fedjax_health.engine.plan import (
 
 
 def build_plan(
-    settings: Config, columns: tuple[str, ...] = (), *, assumed: int = 0
+    settings: Config,
+    columns: tuple[str, ...] = (),
+    *,
+    assumed: int = 0,
+    cohort: int = 1,
 ) -> RoundPlan:
     """Returns what fills the stages of a round.
 
@@ -35,6 +39,7 @@ def build_plan(
       columns: names of the model's input columns.
       assumed: clients of a cohort that rules take to be malicious where they do not say
         so themselves.
+      cohort: expected clients of a round.
     """
     return RoundPlan(
         local=LocalTraining(
@@ -46,7 +51,7 @@ def build_plan(
         ),
         data_attack=build_data_attack(settings, columns),
         transforms=tuple(
-            build_transform(entry, path=f"transforms.{i}")
+            build_transform(entry, path=f"transforms.{i}", cohort=cohort)
             for i, entry in enumerate(settings.transforms)
         ),
         attack=build_attack(settings),

@@ -41,7 +41,28 @@ class Poisson(Record, frozen=True, tag_field="kind", tag="poisson"):
             )
 
 
-Sampling = Fixed | Poisson
+class Cyclic(Record, frozen=True, tag_field="kind", tag="cyclic"):
+    """Poisson inside the block of clients whose turn it is.
+
+    Attributes:
+      cohort_size: expected clients of a round; the whole block where it is left out.
+      cap: most clients of a round; a draw beyond it is cut.
+      cycle: rounds until the same block of clients has its turn again.
+    """
+
+    cohort_size: Positive | None = None
+    cap: Positive | None = None
+    cycle: Positive = 2
+
+    def __post_init__(self):
+        if self.cap is not None and self.cap < (self.cohort_size or 1):
+            raise ValueError(
+                f"cap={self.cap} lies below the expected cohort "
+                f"cohort_size={self.cohort_size}"
+            )
+
+
+Sampling = Fixed | Poisson | Cyclic
 
 
 class Head(Record, frozen=True, tag_field="kind", tag="head"):

@@ -69,7 +69,7 @@ from fedjax_health.config.preparation import (
     Summarise,
     Window,
 )
-from fedjax_health.config.privacy import Mechanism
+from fedjax_health.config.privacy import Mechanism, Privacy, check_privacy
 from fedjax_health.config.transforms import Transform
 
 
@@ -117,6 +117,8 @@ class Config(Record, frozen=True):
       root: the server's own data, for the rules that need some; none where it is left
         out.
       mechanism: the privacy mechanism.
+      privacy: how epsilon is stated, and which one is aimed at; delta 1e-5 by the
+        accountant pld where it is left out.
       parallelism: clients one after another ("scan") or side by side ("vmap").
       chunk: clients side by side at a time; a memory budget decides where it is left
         out.
@@ -160,6 +162,7 @@ class Config(Record, frozen=True):
     aggregator: Aggregator = Mean()
     root: Root | None = None
     mechanism: Mechanism | None = None
+    privacy: Privacy | None = None
     parallelism: Literal["auto", "scan", "vmap"] = "auto"
     chunk: Positive | None = None
     devices: Positive | None = None
@@ -179,6 +182,7 @@ class Config(Record, frozen=True):
             _check_terms,
         ):
             check(self)
+        check_privacy(self.mechanism, self.privacy)
 
 
 def _check_algorithm(config: Config):

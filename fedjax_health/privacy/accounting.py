@@ -369,7 +369,7 @@ def calibrate(
         # Epsilon falls about as a power of the noise: a line through the logarithms,
         # kept off the ends, and a step to the side on which the answer must lie.
         share = 0.5
-        if 0 < least and most < math.inf:
+        if least > 0 and most < math.inf:
             share = math.log(most / target_epsilon) / math.log(most / least)
         guess = low * (high / low) ** min(max(share, 0.02), 0.98)
         guess = min(guess * (1 + tolerance / 3), high * (1 - tolerance / 3))

@@ -17,13 +17,17 @@ from fedjax_health.transforms.compose import bound_leaf
 
 # A constructor that cannot be called without arguments has its own here.
 ARGUMENTS: dict[str, tuple] = {
+    "adaptive_clip": (0.7,),
     "chain": (transforms.clip_l2(1.5), transforms.identity()),
     "clip_l2": (2.0,),
+    "clip_per_leaf": (2.0,),
 }
+KEYWORDS: dict[str, dict] = {"adaptive_clip": {"cohort": 40}}
 
 
 def build(name) -> ClientTransform:
-    return getattr(transforms, name)(*ARGUMENTS.get(name, ()))
+    constructor = getattr(transforms, name)
+    return constructor(*ARGUMENTS.get(name, ()), **KEYWORDS.get(name, {}))
 
 
 def public_transforms():
