@@ -45,6 +45,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return report(options)
         case "leakcheck":
             return leakcheck(options)
+        case "privacy":
+            return privacy(options)
         case "generate":
             return generate(options)
         case "presets":
@@ -194,6 +196,21 @@ def leakcheck(options: argparse.Namespace) -> Outcome:
     from fedjax_health.cli.leakcheck import check, present
 
     result = check(options)
+    return Outcome(result, lambda stream: present(result, stream))
+
+
+def privacy(options: argparse.Namespace) -> Outcome:
+    """Says what is protected, against whom, how much and over how long.
+
+    Args:
+      options: folder, config, overrides, seed, population, numbers and plot.
+
+    Returns:
+      The guarantee, epsilon over rounds, and noise for a target.
+    """
+    from fedjax_health.cli.privacy import answer, present
+
+    result = answer(options)
     return Outcome(result, lambda stream: present(result, stream))
 
 

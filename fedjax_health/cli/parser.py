@@ -141,6 +141,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_config(leakcheck, default=None)
 
+    privacy = _add(
+        commands, "privacy", "say what a run, a plan or bare numbers protect"
+    )
+    _add_privacy(privacy)
+
     generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
     _add_config(generate)
     generate.add_argument(
@@ -182,6 +187,54 @@ def _add_config(parser: argparse.ArgumentParser, *, default: str | None = "demo"
     )
     _add_overrides(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the run")
+
+
+def _add_privacy(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "folder", nargs="?", metavar="DIR", help="run folder, accounted as far as it is"
+    )
+    _add_config(parser, default=None)
+    parser.add_argument(
+        "--population",
+        type=_positive,
+        metavar="N",
+        help="clients of the configuration (default: those of its data)",
+    )
+    parser.add_argument(
+        "--noise-multiplier",
+        type=float,
+        metavar="Z",
+        help="standard deviation of the noise over the bound of a message",
+    )
+    parser.add_argument(
+        "--target-epsilon",
+        type=float,
+        metavar="EPSILON",
+        help="find the noise multiplier that reaches it",
+    )
+    parser.add_argument(
+        "--sampling-rate",
+        type=float,
+        metavar="Q",
+        help="probability with which a client takes part in a round (default: 1)",
+    )
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="rounds")
+    parser.add_argument(
+        "--delta", type=float, metavar="DELTA", help="(default: 1e-5, or as configured)"
+    )
+    parser.add_argument(
+        "--accountant",
+        choices=("pld", "rdp"),
+        help="privacy loss distributions or Renyi divergences (default: pld)",
+    )
+    parser.add_argument(
+        "--relation",
+        choices=("add-or-remove", "replace"),
+        help="which data sets are neighbours, of bare numbers (default: add-or-remove)",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw epsilon over rounds, .svg or .png"
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser):

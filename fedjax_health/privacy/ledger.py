@@ -14,7 +14,7 @@ from fedjax_health.privacy.accounting import (
 NOT_COVERED = (
     "the metrics of the simulation (losses, norms, clip fractions): they are unnoised",
     "what is chosen on the validation part: thresholds, the best round, settings",
-    "what a client's own report or prediction shows of its own data",
+    "what goes over the wire of split training: it is accounted by the example",
     "a run with a seed that is known: whoever has it can take the noise off again; a "
     "simulation's noise protects nobody",
 )
