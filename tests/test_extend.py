@@ -229,9 +229,9 @@ def test_mechanism_on_the_transforms_bound_from_a_config(my_rules, tmp_path):
     assert [line["num_clients"] for line in lines] == [len(m) for m in sent]
 
     sampling = Sampling("poisson", population=4, expected=3)
-    event = my_rules.gaussian(multiplier).event(sampling)
+    event = my_rules.gaussian(multiplier).event(Message(1), sampling, 2)
     accountant = dp_accounting.rdp.RdpAccountant()
-    assert accountant.compose(event, 2).get_epsilon(1e-3) > 0
+    assert accountant.compose(event).get_epsilon(1e-3) > 0
 
 
 def test_local_algorithm_from_a_config(my_rules, tmp_path):

@@ -587,9 +587,11 @@ class FederatedAlgorithm(NamedTuple):
         state, which must not be used afterwards.
       message: the static description of one client's message.
       parallelism: how clients are mapped onto the devices, in words.
+      downlink_bytes: what the server sends to one client in a round.
     """
 
     init: Callable[[Key, Params], RoundState]
     step: Callable[[RoundState, Cohort], tuple[RoundState, Metrics]]
     message: Message
     parallelism: str
+    downlink_bytes: int

@@ -15,6 +15,7 @@ from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import (
     BoundMechanism,
+    ClientTransform,
     Cohort,
     DataAttack,
     Examples,
@@ -26,6 +27,7 @@ from fedjax_health.core.types import (
     RoundState,
     Sampling,
 )
+from fedjax_health.engine.cohort import message_like
 from fedjax_health.engine.devices import available_memory
 from fedjax_health.engine.parallel import Mapping, ParallelismName, resolve_mapping
 from fedjax_health.engine.plan import (
@@ -100,7 +102,9 @@ def build_algorithm(
         parallelism, cohort_size=cohort_size, client_bytes=6 * param_bytes, mesh=mesh
     )
     memory = functools.partial(_client_memory, plan, checked.transform)
-    stacked = plan.attack is not None or not plan.aggregator.linear
+    secure = plan.aggregator.secure
+    gathers = secure is not None and secure.gather is not None
+    stacked = plan.attack is not None or not plan.aggregator.linear or gathers
     _check_memory(
         table_bytes=trees.num_bytes(jax.eval_shape(memory, abstract_params)),
         stack_bytes=3 * param_bytes if stacked else 0,
@@ -119,12 +123,17 @@ def build_algorithm(
         data_attack=(DataAttack(plan.data_attack.poison) if plan.data_attack else None),
         transform=checked.transform.update,
         reduce_transform=checked.transform.reduce,
+        restore=checked.transform.restore,
+        measure=checked.transform.measure,
         forge=plan.attack.forge if plan.attack else None,
         aggregate=plan.aggregator.update,
         linear=plan.aggregator.linear,
         depends_on=plan.aggregator.depends_on,
         mechanism=_mechanism_functions(checked.mechanism),
-        bound=checked.bound if checked.mechanism else None,
+        bound=checked.bound if checked.mechanism or checked.codec else None,
+        codec=checked.codec,
+        codec_owner=checked.codec_owner,
+        secure=plan.aggregator.secure,
         server_optimizer=plan.server_optimizer.structure,
         weighting=plan.weighting,
         personal=plan.personal,
@@ -141,6 +150,8 @@ def build_algorithm(
         server = plan.server_optimizer.structure.build(
             plan.server_optimizer.leaves(), jnp.int32(0)
         )
+        transform_shared = checked.transform.init_server(shared_params)
+        message = _message_zeros(checked.transform, shared_params, transform_shared)
         state = RoundState(
             round=jnp.int32(0),
             params=jax.tree.map(jnp.array, params),
@@ -156,16 +167,14 @@ def build_algorithm(
             server=server.init(shared_params),
             shared={
                 "algorithm": algorithm.init_server(params),
-                "transform": checked.transform.init_server(shared_params),
+                "transform": transform_shared,
             },
-            aggregator=plan.aggregator.init(shared_params),
-            mechanism=(
-                checked.mechanism.init(shared_params) if checked.mechanism else ()
-            ),
+            aggregator=plan.aggregator.init(message),
+            mechanism=checked.mechanism.init(message) if checked.mechanism else (),
             attack=(
                 {
-                    "state": plan.attack.init(shared_params),
-                    "previous": trees.zeros_like(shared_params),
+                    "state": plan.attack.init(message),
+                    "previous": message,
                 }
                 if plan.attack
                 else ()
@@ -191,7 +200,22 @@ def build_algorithm(
         pace.follow(metrics["num_clients"])
         return state, metrics
 
-    return FederatedAlgorithm(init, step, checked.message, mapping.describe())
+    downlink = trees.num_bytes(shared_leaves(plan.personal, abstract_params))
+    return FederatedAlgorithm(
+        init,
+        step,
+        checked.message,
+        mapping.describe(),
+        downlink * (2 if algorithm.reports_model else 1),
+    )
+
+
+def _message_zeros(transform: ClientTransform, params: Params, shared: Any) -> Params:
+    """Returns zeros of the structure of one client's message."""
+    like = message_like(
+        transform.update, params, jax.eval_shape(transform.init, params), shared
+    )
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
 def _data_attack_numbers(plan: RoundPlan) -> Any:

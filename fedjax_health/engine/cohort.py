@@ -18,6 +18,7 @@ from fedjax_health.core.types import (
     Cohort,
     DataAttackContext,
     Metrics,
+    Params,
     RoundState,
     Updates,
 )
@@ -39,6 +40,8 @@ class Delivery(NamedTuple):
       weight: float32 ``[cohort]``, before normalisation; 0 in empty slots.
       steps: int32 ``[cohort]``, local steps.
       update_norm: float32 ``[cohort]``, L2 norm of the message.
+      saturated: float32 ``[cohort]``, share of its coordinates cut to the range of the
+        integers that stand for it; 0 where floats are sent.
       metrics: float32 ``[cohort]`` each, averages over the client's examples.
     """
 
@@ -47,6 +50,7 @@ class Delivery(NamedTuple):
     weight: jax.Array
     steps: jax.Array
     update_norm: jax.Array
+    saturated: jax.Array
     metrics: Metrics
 
 
@@ -70,11 +74,12 @@ class _Outcome(NamedTuple):
     """What one client's training leaves.
 
     Attributes:
-      updates: its message.
+      updates: its message; integers where a codec stands between.
       reports: of the algorithm and the transforms.
       memory: what it remembers.
       finite: bool ``[]``.
-      figures: float32 ``[1 + metrics]``: the message's norm, then the metrics.
+      figures: float32 ``[2 + metrics]``: the message's norm, its saturation, then the
+        metrics.
       delivered: bool ``[]``.
       weight: float32 ``[]``.
     """
@@ -103,7 +108,8 @@ class Trained(NamedTuple):
     """What the cohort's training leaves, the same on every device.
 
     Attributes:
-      total: the weighted sum of the messages, or None where they are stacked.
+      total: the weighted sum of the messages, or None where they are stacked; integers
+        where a codec stands between.
       stacked: the messages ``[cohort, ...]``, or None where they are summed.
       reports: summed reports of the algorithm and the transforms.
       memory: new client memories ``[cohort, ...]``.
@@ -122,7 +128,8 @@ def train_cohort(
 ) -> Trained:
     """Trains a cohort, each client ``num_steps`` (int32 ``[cohort]``) local steps."""
     mapping = structure.mapping
-    keep_stack = structure.forge is not None or not structure.linear
+    keep_stack = structure.keeps_stack
+    encoded = _encodes(structure)
     layout, place = arrange(num_steps, mapping)
     mine = layout[jax.lax.axis_index(AXIS)] if mapping.mesh is not None else layout[0]
     slots_known = _describe_slots(structure, state, cohort, num_steps)
@@ -137,8 +144,11 @@ def train_cohort(
             weight = jnp.where(good, one.weight, 0.0)
             sums = {"reports": _where_tree(good, one.reports)}
             if not keep_stack:
+                # The weight of an encoded message is inside it.
                 sums["total"] = jax.tree.map(
-                    lambda x: jnp.where(good, x * weight.astype(x.dtype), 0),
+                    lambda x: jnp.where(
+                        good, x if encoded else x * weight.astype(x.dtype), 0
+                    ),
                     one.updates,
                 )
             rows = jax.tree.map(
@@ -157,7 +167,10 @@ def train_cohort(
         ones = good.astype(jnp.float32)
         sums = {"reports": jax.tree.map(lambda x: total(x, ones), many.reports)}
         if not keep_stack:
-            sums["total"] = jax.tree.map(lambda x: total(x, weight), many.updates)
+            sums["total"] = jax.tree.map(
+                modular_sum if encoded else lambda x: total(x, weight),
+                _where_rows(good, many.updates) if encoded else many.updates,
+            )
         rows = (many.memory, many.finite, many.figures)
         return sums, (rows, many.updates if keep_stack else ())
 
@@ -194,7 +207,8 @@ def train_cohort(
         weight=slots_known.weight,
         steps=num_steps,
         update_norm=figures[:, 0],
-        metrics={name: figures[:, 1 + i] for i, name in enumerate(names)},
+        saturated=figures[:, 1],
+        metrics={name: figures[:, 2 + i] for i, name in enumerate(names)},
     )
     return Trained(
         total=total.get("total"),
@@ -234,11 +248,27 @@ def _collect(mapping: Mapping, tree):
     )
 
 
+def modular_sum(rows: jax.Array) -> jax.Array:
+    """Returns the sum of int32 rows modulo 2**32."""
+    return jnp.sum(rows, axis=0, dtype=rows.dtype)
+
+
+def _encodes(structure: Structure) -> bool:
+    """Whether clients encode; what an attack forges is encoded after it."""
+    return structure.codec is not None and structure.forge is None
+
+
+def _where_rows(keep: jax.Array, tree):
+    return jax.tree.map(
+        lambda x: jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0), tree
+    )
+
+
 def _where_tree(condition: jax.Array, tree):
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
-def _client_keys(state: RoundState, stream: Stream, cohort: Cohort) -> jax.Array:
+def client_keys(state: RoundState, stream: Stream, cohort: Cohort) -> jax.Array:
     """Returns the keys ``[cohort]`` of one stream, folded with the global client id."""
     key = key_for(state.key, stream, state.round)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(
@@ -255,12 +285,14 @@ def _describe_slots(
     every client inside the scan.
     """
     streams = (Stream.TRAIN, Stream.TRANSFORM, Stream.ATTACK, Stream.MECHANISM)
-    keys = {stream: _client_keys(state, stream, cohort) for stream in streams}
-    words = jax.vmap(permutation_words)(_client_keys(state, Stream.DATA, cohort))
+    if structure.codec is not None:
+        streams = (*streams, Stream.MASK)
+    keys = {stream: client_keys(state, stream, cohort) for stream in streams}
+    words = jax.vmap(permutation_words)(client_keys(state, Stream.DATA, cohort))
     # A straggler without a single step has nothing to deliver.
     delivered = jnp.asarray(cohort.mask) & (num_steps > 0)
     if structure.has_dropout:
-        dropout_keys = _client_keys(state, Stream.DROPOUT, cohort)
+        dropout_keys = client_keys(state, Stream.DROPOUT, cohort)
         chance = jax.vmap(jax.random.uniform)(dropout_keys)
         delivered &= chance >= state.hyper["dropout"]
     weight = jnp.asarray(cohort.mask).astype(jnp.float32)
@@ -348,6 +380,16 @@ def _build_client(
                 bound_of(structure, state),
             )
         norm_squared = trees.squared_norm(updates)
+        saturated = jnp.float32(0)
+        if _encodes(structure):
+            assert structure.codec is not None
+            updates, saturated = structure.codec.encode(
+                updates,
+                weight,
+                codec_state(structure, state),
+                own[Stream.MASK],
+                known_bound(structure, state),
+            )
         new_memory = {
             "algorithm": result.memory,
             "transform": kept,
@@ -366,7 +408,8 @@ def _build_client(
         ):
             finite &= trees.all_finite(raw)
         names[:] = sorted(result.metrics)
-        figures = [jnp.sqrt(norm_squared), *(result.metrics[n] for n in names)]
+        norm = jnp.sqrt(norm_squared)
+        figures = [norm, saturated, *(result.metrics[n] for n in names)]
         return _Outcome(
             updates,
             reports,
@@ -425,6 +468,37 @@ def _planned_steps(
         planned = jnp.where(fits, passes * per_epoch, limit)
     planned = jnp.where(batches.num_examples > 0, planned, 0)
     return jnp.minimum(planned, batches.num_steps).astype(jnp.int32)
+
+
+def message_like(
+    update: Callable[..., Any], params: Params, memory: Any, shared: Any
+) -> Updates:
+    """Returns the shapes of one client's message, before it is encoded.
+
+    Args:
+      update: of the chain of client transforms.
+      params: the shared leaves of the model, or their shapes.
+      memory: what one client's transforms remember, or its shapes.
+      shared: what the server broadcasts to them, or its shapes.
+    """
+
+    def message(params, memory, shared):
+        key = jax.random.key(0, impl="threefry2x32")
+        number = jnp.float32(1)
+        context = ClientContext(key, jnp.int32(0), number, params, shared)
+        return update(params, memory, context)[0]
+
+    return jax.eval_shape(message, params, memory, shared)
+
+
+def codec_state(structure: Structure, state: RoundState):
+    """Returns the state of whoever brought the codec."""
+    return getattr(state, structure.codec_owner)
+
+
+def known_bound(structure: Structure, state: RoundState) -> jax.Array | None:
+    """Returns the L2 bound of a message of this round, or None where there is none."""
+    return None if structure.bound is None else bound_of(structure, state)
 
 
 def bound_of(structure: Structure, state: RoundState) -> jax.Array:

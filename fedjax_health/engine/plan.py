@@ -22,6 +22,7 @@ from fedjax_health.core.types import (
     BoundMechanism,
     ClientBatches,
     ClientTransform,
+    Codec,
     DataAttack,
     Mechanism,
     Params,
@@ -282,12 +283,16 @@ class CheckedPlan(NamedTuple):
       transform: the chain of client transforms.
       mechanism: the mechanism, bound to the message; or None.
       bound: the path of the bound's leaf in the chain's shared value; or None.
+      codec: how messages become integers; or None.
+      codec_owner: the field of ``RoundState`` that holds the codec's state.
       message: what one client sends.
     """
 
     transform: ClientTransform
     mechanism: BoundMechanism | None
     bound: str | None
+    codec: Codec | None
+    codec_owner: str
     message: Message
 
 
@@ -307,20 +312,7 @@ def check_plan(
     """
     shared_params = shared_leaves(plan.personal, abstract_params)
     if plan.personal is not None:
-        if jax.tree.leaves(jax.eval_shape(plan.local.algorithm.init, abstract_params)):
-            raise CompositionError(
-                "personal layers go with algorithms without client memory (fedavg, "
-                "fedprox): Ditto keeps a whole personal model already, and SCAFFOLD's "
-                "control variates are defined for shared parameters"
-            )
-        everything = trees.num_params(abstract_params)
-        num_shared = trees.num_params(shared_params)
-        if num_shared in (0, everything):
-            which = "every" if num_shared == 0 else "no"
-            raise CompositionError(
-                f"personal selects {which} leaf of the model; its leaves are "
-                + ", ".join(trees.path_names(abstract_params))
-            )
+        _check_personal(plan, abstract_params, shared_params)
     transform = chain(*plan.transforms)
     num_params = trees.num_params(shared_params)
     num_bytes = trees.num_bytes(shared_params)
@@ -331,10 +323,24 @@ def check_plan(
             overhead_bytes=num_bytes if plan.local.algorithm.reports_model else 0,
         )
     )
-    bound = message.bound
+    if plan.root_batches is not None and transform.restore is not None:
+        raise CompositionError(
+            "the server's own updates on its root data are no message: a rule that "
+            "compares them with messages cannot be used with a transform that changes "
+            "what a message is (random_k with a shared seed, ef21)"
+        )
     aggregated = plan.aggregator.check(message, cohort_size)
+    secure = plan.aggregator.secure
+    if secure is not None and plan.local.algorithm.reports_model:
+        raise CompositionError(
+            "SCAFFOLD's control variates travel beside the message, where the server "
+            "would see them: secure aggregation needs fedavg, fedprox or ditto"
+        )
+    bound = message.bound
     if plan.mechanism is None:
-        return CheckedPlan(transform, None, bound, message)
+        codec = None if secure is None else secure.codec
+        sent = message if secure is None else aggregated
+        return CheckedPlan(transform, None, bound, codec, "aggregator", sent)
     if bound is None:
         raise CompositionError(
             "a mechanism needs a bounded message: put a clipping transform last"
@@ -350,22 +356,67 @@ def check_plan(
             "and its noise: a mechanism needs fedavg, fedprox or ditto"
         )
     mechanism = plan.mechanism.bind(aggregated, sampling)
-    if mechanism.group is not None:
+    _check_places(plan, mechanism)
+    codec, owner = mechanism.codec, "mechanism"
+    if codec is None and secure is not None:
+        codec, owner = secure.codec, "aggregator"
+    sent = message if secure is None else aggregated
+    return CheckedPlan(transform, mechanism, bound, codec, owner, sent)
+
+
+def _check_personal(
+    plan: RoundPlan, abstract_params: Params, shared_params: Params
+) -> None:
+    if jax.tree.leaves(jax.eval_shape(plan.local.algorithm.init, abstract_params)):
         raise CompositionError(
-            "this mechanism adds its noise to group sums, and no aggregator of this "
-            "version forms them: use noise by each client or by the server"
+            "personal layers go with algorithms without client memory (fedavg, "
+            "fedprox): Ditto keeps a whole personal model already, and SCAFFOLD's "
+            "control variates are defined for shared parameters"
         )
-    if mechanism.client is None and mechanism.server is None:
+    everything = trees.num_params(abstract_params)
+    num_shared = trees.num_params(shared_params)
+    if num_shared in (0, everything):
+        which = "every" if num_shared == 0 else "no"
         raise CompositionError(
-            "this mechanism adds no noise anywhere: bind() must return a client or a "
-            "server function"
+            f"personal selects {which} leaf of the model; its leaves are "
+            + ", ".join(trees.path_names(abstract_params))
         )
-    if mechanism.server is not None and not plan.aggregator.linear:
+
+
+def _check_places(plan: RoundPlan, mechanism: BoundMechanism) -> None:
+    """Refuses a mechanism whose noise would be added nowhere, or too late."""
+    aggregator = plan.aggregator
+    by_group = aggregator.secure is not None and aggregator.secure.finish is not None
+    if by_group and mechanism.group is None and mechanism.codec is None:
+        if mechanism.client is None:
+            raise CompositionError(
+                "a rule over group sums needs noise in each of them: use a mechanism "
+                "that adds it to group sums or to each message"
+            )
+        return
+    if by_group:
+        return
+    if mechanism.group is not None and mechanism.server is None:
+        raise CompositionError(
+            "this mechanism adds its noise to group sums, and this aggregator forms "
+            "none: use grouped_secure, or noise by each client or by the server"
+        )
+    places = (mechanism.client, mechanism.server, mechanism.codec)
+    if all(place is None for place in places):
+        raise CompositionError(
+            "this mechanism adds no noise anywhere: bind() must return a client, "
+            "server or group function, or a codec that adds it"
+        )
+    if mechanism.server is not None and not aggregator.linear:
         raise CompositionError(
             "noise added after a non-linear rule protects nobody: use a linear "
             "aggregator, or a mechanism that adds its noise to each message"
         )
-    return CheckedPlan(transform, mechanism, bound, message)
+    if mechanism.codec is not None and not aggregator.linear:
+        raise CompositionError(
+            "this mechanism's messages are integers, which only a sum can make sense "
+            "of: use mean, secure_mean or grouped_secure"
+        )
 
 
 def shared_leaves(personal: Callable[[str], bool] | None, params: Params) -> Params:

@@ -7,7 +7,7 @@ No sum is left to a collective, whose order of addition depends on the device co
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from fedjax_health.core.types import (
     Cohort,
     Defence,
     Examples,
+    Gathered,
     Metrics,
     RoundState,
     Updates,
@@ -34,7 +35,12 @@ from fedjax_health.engine.cohort import (
     Delivery,
     Trained,
     bound_of,
+    client_keys,
+    codec_state,
+    known_bound,
     local_steps,
+    message_like,
+    modular_sum,
     root_updates,
     train_cohort,
 )
@@ -45,21 +51,73 @@ from fedjax_health.engine.structure import Structure
 NAMED_CLIENTS = 8
 
 
+class Sent(NamedTuple):
+    """What lies between the two halves of a round: all that clients have sent.
+
+    Attributes:
+      trained: what the training left; its messages are masked, forged and encoded.
+      honest: bool ``[cohort]``, honest messages that count.
+      good: bool ``[cohort]``, messages that count.
+      weights: float32 ``[cohort]``, 0 for those that do not.
+      attack: the attack's state.
+      context: what the aggregator may know.
+    """
+
+    trained: Trained
+    honest: jax.Array
+    good: jax.Array
+    weights: jax.Array
+    attack: Any
+    context: AggregationContext
+
+
+Step = Callable[..., tuple[RoundState, Metrics]]
+
+
 @functools.lru_cache(maxsize=128)
-def compiled_step(structure: Structure) -> Callable[..., tuple[RoundState, Metrics]]:
-    """Returns the jitted step of a structure; the same one for equal structures."""
+def compiled_step(structure: Structure) -> Step:
+    """Returns the step of a structure; the same one for equal structures.
 
-    def body(state, fields, examples, root_batches):
+    It is one jitted program, or two with the host between them where the aggregator
+    gathers on the host.
+    """
+
+    def whole(state, fields, examples, root_batches):
         cohort = _unpack_cohort(fields, examples)
-        return _step(structure, state, cohort, root_batches)
+        sent = _send(structure, state, cohort, root_batches)
+        return _receive(structure, state, cohort, sent, _gather(structure, state, sent))
 
+    def first(state, fields, examples, root_batches):
+        cohort = _unpack_cohort(fields, examples)
+        return _send(structure, state, cohort, root_batches)
+
+    def second(state, fields, examples, sent, gathered):
+        cohort = _unpack_cohort(fields, examples)
+        return _receive(structure, state, cohort, sent, gathered)
+
+    secure = structure.secure
+    if secure is None or not secure.on_host:
+        return jax.jit(_on_mesh(structure, whole), donate_argnums=0)
+    send = jax.jit(_on_mesh(structure, first))
+    receive = jax.jit(_on_mesh(structure, second), donate_argnums=0)
+
+    def halves(state, fields, examples, root_batches):
+        sent = send(state, fields, examples, root_batches)
+        gathered = _gather_on_host(structure, state, sent)
+        return receive(state, fields, examples, sent, gathered)
+
+    return halves
+
+
+def _on_mesh(structure: Structure, body: Callable) -> Callable:
+    """Runs a body on every device of the mapping, with the same arguments."""
     mesh = structure.mapping.mesh
-    if mesh is not None:
-        replicated = PartitionSpec()
-        body = jax.shard_map(
-            body, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False
-        )
-    return jax.jit(body, donate_argnums=0)
+    if mesh is None:
+        return body
+    replicated = PartitionSpec()
+    return jax.shard_map(
+        body, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False
+    )
 
 
 def pack_cohort(cohort: Cohort) -> AnyArray:
@@ -97,14 +155,13 @@ def _unpack_cohort(fields: jax.Array, examples: Examples) -> Cohort:
     )
 
 
-def _step(
+def _send(
     structure: Structure,
     state: RoundState,
     cohort: Cohort,
     root_batches: ClientBatches | None,
-) -> tuple[RoundState, Metrics]:
-    """One round, on one device of the mesh."""
-    shared_params = shared_leaves(structure.personal, state.params)
+) -> Sent:
+    """The clients' half of a round, on one device of the mesh."""
     num_steps = local_steps(structure, state, cohort)
     trained = train_cohort(structure, state, cohort, num_steps)
     deliveries = trained.deliveries
@@ -113,23 +170,15 @@ def _step(
     honest = deliveries.delivered & deliveries.finite
     good = honest
     weights = jnp.where(good, deliveries.weight, 0.0)
-    total_weight = jnp.sum(weights)
-
+    context = AggregationContext(
+        client_ids=jnp.asarray(cohort.client_ids),
+        mask=honest,
+        round=state.round,
+        root_updates=root_updates(structure, state, root_batches),
+    )
     attack = state.attack
-    aggregate_key = key_for(state.key, Stream.AGGREGATE, state.round, SERVER)
-    rule_metrics: Metrics = {}
-    aggregator = state.aggregator
-    if trained.stacked is None:
-        total = trained.total
-        aggregate = trees.scale(total, 1.0 / jnp.maximum(total_weight, 1e-30))
-    else:
+    if trained.stacked is not None:
         stacked = _masked_rows(trained.stacked, honest)
-        context = AggregationContext(
-            client_ids=jnp.asarray(cohort.client_ids),
-            mask=honest,
-            round=state.round,
-            root_updates=root_updates(structure, state, root_batches),
-        )
         if structure.forge is not None:
             malicious = jnp.asarray(cohort.malicious) & deliveries.delivered
             sent = honest | malicious
@@ -140,44 +189,245 @@ def _step(
             good = sent & _finite_rows(stacked)
             stacked = _masked_rows(stacked, good)
             weights = jnp.where(good, deliveries.weight, 0.0)
-            total_weight = jnp.sum(weights)
-        # A message that was sent and is masked counts towards those that a rule
-        # assumes to be malicious.
-        context = context._replace(mask=deliveries.delivered)
-        aggregate, aggregator, rule_metrics = structure.aggregate(
-            stacked, weights, state.aggregator, aggregate_key, context=context
-        )
-        if "kept" in rule_metrics:
-            rule_metrics |= detection_metrics(
-                deliveries.delivered, rule_metrics["kept"], cohort.malicious
-            )
-        total = trees.scale(aggregate, total_weight)
+            if structure.codec is not None:
+                stacked, saturated = _encode_rows(
+                    structure, state, cohort, stacked, weights
+                )
+                stacked = _masked_rows(stacked, good)
+                trained = trained._replace(
+                    deliveries=deliveries._replace(saturated=saturated)
+                )
+        trained = trained._replace(stacked=stacked)
+    # A message that was sent and is masked counts towards those that a rule assumes to
+    # be malicious.
+    context = context._replace(mask=deliveries.delivered)
+    return Sent(trained, honest, good, weights, attack, context)
 
-    mechanism = state.mechanism
-    if structure.mechanism is not None and structure.linear:
-        # Privatise the sum, then divide by a denominator that no client can move.
-        server_noise = structure.mechanism[2]
-        if server_noise is not None:
-            total, mechanism = server_noise(
-                total,
-                mechanism,
-                key_for(state.key, Stream.MECHANISM, state.round, SERVER),
-                bound_of(structure, state),
-            )
-        aggregate = trees.scale(total, 1.0 / state.hyper["expected"])
+
+def _encode_rows(
+    structure: Structure,
+    state: RoundState,
+    cohort: Cohort,
+    stacked: Updates,
+    weights: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """Encodes messages among which there are forged ones.
+
+    Where messages are bounded, the sum is taken to be one that proves the bound of each
+    of them, as RoFL does (Lycklama et al., 2023, arXiv:2107.03311): a forged message is
+    clipped like an honest one.
+    """
+    assert structure.codec is not None
+    bound = known_bound(structure, state)
+    own_state = codec_state(structure, state)
+    encode = structure.codec.encode
+
+    def one(row: Updates, weight: jax.Array, key: jax.Array):
+        if bound is not None:
+            norm = jnp.sqrt(trees.squared_norm(row))
+            row = trees.scale(row, bound / jnp.maximum(norm, bound))
+        return encode(row, weight, own_state, key, bound)
+
+    return jax.vmap(one)(stacked, weights, client_keys(state, Stream.MASK, cohort))
+
+
+def _gather(structure: Structure, state: RoundState, sent: Sent) -> Gathered | None:
+    """Returns what the server learns of encoded messages; None of any others."""
+    secure = structure.secure
+    if structure.codec is None:
+        return None
+    if secure is not None and secure.gather is not None:
+        return secure.gather(
+            sent.trained.stacked,
+            sent.weights,
+            state.aggregator,
+            key_for(state.key, Stream.AGGREGATE, state.round, SERVER),
+            sent.context,
+        )
+    total = sent.trained.total
+    if sent.trained.stacked is not None:
+        total = jax.tree.map(modular_sum, sent.trained.stacked)
+    released = jnp.bool_(True)
+    if secure is not None:
+        released = jnp.sum(sent.good) >= secure.threshold(state.aggregator)
+    sums = jax.tree.map(lambda x: jnp.where(released, x, 0)[None], total)
+    return Gathered(sums, jnp.sum(sent.weights)[None], released[None], {})
+
+
+def _gather_on_host(structure: Structure, state: RoundState, sent: Sent) -> Gathered:
+    """Runs the protocol on what the clients have sent; NumPy in and out."""
+    assert structure.secure is not None
+    assert structure.secure.gather is not None
+    key = key_for(state.key, Stream.AGGREGATE, state.round, SERVER)
+    stacked, weights, own_state, data, context = jax.device_get(
+        (
+            sent.trained.stacked,
+            sent.weights,
+            state.aggregator,
+            jax.random.key_data(key),
+            sent.context._replace(root_updates=None),
+        )
+    )
+    return structure.secure.gather(stacked, weights, own_state, data, context)
+
+
+class Combined(NamedTuple):
+    """What the server makes of the messages of a round.
+
+    Attributes:
+      aggregate: of a message's structure.
+      aggregator: the rule's new state.
+      mechanism: the mechanism's new state.
+      released: bool ``[]``, whether enough messages came in for it to be known.
+      metrics: of the rule.
+    """
+
+    aggregate: Updates
+    aggregator: Any
+    mechanism: Any
+    released: jax.Array
+    metrics: Metrics
+
+
+def _combine(
+    structure: Structure, state: RoundState, sent: Sent, gathered: Gathered | None
+) -> Combined:
+    """Aggregates, and adds the server's noise: to sums, before they are divided."""
+    metrics: Metrics = {}
+    aggregator, mechanism = state.aggregator, state.mechanism
+    released = jnp.bool_(True)
+    key = key_for(state.key, Stream.AGGREGATE, state.round, SERVER)
+    if gathered is not None and structure.secure and structure.secure.finish:
+        return _combine_groups(structure, state, sent, gathered)
+    total_weight = jnp.sum(sent.weights)
+    if gathered is not None:
+        released = gathered.released[0]
+        total = jax.tree.map(lambda x: x[0], gathered.sums)
+        metrics = gathered.metrics
+    elif sent.trained.stacked is None:
+        total = sent.trained.total
+    else:
+        aggregate, aggregator, metrics = structure.aggregate(
+            sent.trained.stacked, sent.weights, aggregator, key, context=sent.context
+        )
+        if structure.mechanism is None or not structure.linear:
+            return Combined(aggregate, aggregator, mechanism, released, metrics)
+        total = trees.scale(aggregate, total_weight)
+    if structure.mechanism is not None and structure.mechanism[2] is not None:
+        total, mechanism = structure.mechanism[2](
+            total,
+            mechanism,
+            key_for(state.key, Stream.MECHANISM, state.round, SERVER),
+            bound_of(structure, state),
+        )
+    if structure.codec is not None:
+        total = _decode(structure, state, total)
+    # A mechanism's denominator is one that no client can move.
+    denominator = jnp.maximum(total_weight, 1e-30)
+    if structure.mechanism is not None:
+        denominator = state.hyper["expected"]
+    aggregate = trees.scale(total, 1.0 / denominator)
+    return Combined(aggregate, aggregator, mechanism, released, metrics)
+
+
+def _combine_groups(
+    structure: Structure, state: RoundState, sent: Sent, gathered: Gathered
+) -> Combined:
+    """Applies the rule to the means of groups whose sums alone are known."""
+    assert structure.secure is not None
+    assert structure.secure.finish is not None
+    sums, weights = gathered.sums, jnp.asarray(gathered.weights)
+    released = jnp.asarray(gathered.released)
+    if structure.mechanism is not None and structure.mechanism[1] is not None:
+        sums = structure.mechanism[1](
+            sums,
+            state.mechanism,
+            key_for(state.key, Stream.MECHANISM, state.round, SERVER),
+            bound_of(structure, state),
+        )
+    totals = jax.vmap(functools.partial(_decode, structure, state))(sums)
+    denominators = jnp.maximum(weights, 1e-30)
+    if structure.mechanism is not None:
+        expected = state.hyper["expected"] / weights.shape[0]
+        denominators = jnp.full_like(weights, expected)
+        weights = jnp.ones_like(weights)
+    weights = jnp.where(released, weights, 0.0)
+    means = jax.tree.map(
+        lambda x: x / denominators.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype),
+        totals,
+    )
+    aggregate, aggregator, metrics = structure.secure.finish(
+        means,
+        weights,
+        state.aggregator,
+        key_for(state.key, Stream.AGGREGATE, state.round, SERVER),
+        sent.context,
+    )
+    # Which groups a rule kept says nothing of single clients.
+    metrics = {k: v for k, v in metrics.items() if k != "kept"}
+    return Combined(
+        aggregate,
+        aggregator,
+        state.mechanism,
+        jnp.any(released),
+        {**metrics, **gathered.metrics},
+    )
+
+
+def _decode(structure: Structure, state: RoundState, total: Any) -> Updates:
+    assert structure.codec is not None
+    memory = jax.eval_shape(
+        lambda table: trees.take_row(table, jnp.int32(0)), state.clients["transform"]
+    )
+    like = message_like(
+        structure.transform,
+        shared_leaves(structure.personal, state.params),
+        memory,
+        state.shared["transform"],
+    )
+    return structure.codec.decode(
+        total, codec_state(structure, state), known_bound(structure, state), like
+    )
+
+
+def _receive(
+    structure: Structure,
+    state: RoundState,
+    cohort: Cohort,
+    sent: Sent,
+    gathered: Gathered | None,
+) -> tuple[RoundState, Metrics]:
+    """The server's half of a round, on one device of the mesh."""
+    trained, deliveries = sent.trained, sent.trained.deliveries
+    shared_params = shared_leaves(structure.personal, state.params)
+    combined = _combine(structure, state, sent, gathered)
+    aggregate, released = combined.aggregate, combined.released
+    rule_metrics = combined.metrics
+    if "kept" in rule_metrics:
+        rule_metrics = rule_metrics | detection_metrics(
+            deliveries.delivered, rule_metrics["kept"], cohort.malicious
+        )
+    aggregate_norm = jnp.sqrt(trees.squared_norm(aggregate))
+    transform_shared = state.shared["transform"]
+    updates = aggregate
+    if structure.restore is not None:
+        updates, transform_shared = structure.restore(
+            aggregate, transform_shared, shared_params
+        )
 
     server = structure.server_optimizer.build(state.hyper["server"], state.round)
-    change, server_state = server.update(aggregate, state.server, shared_params)
+    change, server_state = server.update(updates, state.server, shared_params)
     stepped = optax.apply_updates(shared_params, change)
-    # A rule that let a non-finite value through, a step beyond float32, or a round
-    # without any message leaves the model as it was.
-    aggregate_norm = jnp.sqrt(trees.squared_norm(aggregate))
-    # With a mechanism an empty round is noise alone, and its event is accounted.
-    anyone = jnp.any(good) | (structure.mechanism is not None)
-    accept = anyone & jnp.isfinite(aggregate_norm + trees.squared_norm(stepped))
+    # A rule that let a non-finite value through, a step beyond float32, a round without
+    # any message, or one with too few for their sum to be released, leaves the model as
+    # it was. With a mechanism an empty round is noise alone, and is accounted for.
+    anyone = jnp.any(sent.good) | (structure.mechanism is not None)
+    usable = released & anyone
+    accept = usable & jnp.isfinite(aggregate_norm + trees.squared_norm(stepped))
     params = trees.select(accept, stepped, shared_params)
     server_state = trees.select(accept, server_state, state.server)
-    aggregator = trees.select(accept, aggregator, state.aggregator)
+    aggregator = trees.select(accept, combined.aggregator, state.aggregator)
+    attack = sent.attack
     if structure.forge is not None:
         previous = trees.select(accept, aggregate, attack["previous"])
         attack = {**attack, "previous": previous}
@@ -190,10 +440,13 @@ def _step(
             state.hyper["population"],
         ),
         "transform": structure.reduce_transform(
-            state.shared["transform"], trained.reports["transform"], transform_key
+            transform_shared, trained.reports["transform"], transform_key
         ),
     }
-    clients = _scatter(state, cohort, trained, honest)
+    if structure.secure is not None:
+        # Of an aborted round nobody learns anything, and no client counts as heard.
+        shared = trees.select(released, shared, state.shared)
+    clients = _scatter(state, cohort, trained, sent.honest & released)
     new_state = RoundState(
         round=state.round + 1,
         params=trees.join(params, personal_leaves(structure.personal, state.params)),
@@ -201,12 +454,23 @@ def _step(
         server=server_state,
         shared=shared,
         aggregator=aggregator,
-        mechanism=mechanism,
+        mechanism=combined.mechanism,
         attack=attack,
         clients=clients,
         key=state.key,
     )
-    metrics = _metrics(cohort, deliveries, honest, good, aggregate_norm, accept)
+    metrics = _metrics(
+        cohort, deliveries, sent.honest, sent.good, aggregate_norm, accept
+    )
+    if structure.codec is not None:
+        metrics["saturation"] = _mean_of(deliveries.saturated, sent.good)
+    if structure.secure is not None:
+        metrics["aborted"] = (~released).astype(jnp.int32)
+    if structure.measure is not None:
+        count = jnp.sum(sent.honest).astype(jnp.float32)
+        metrics = metrics | structure.measure(
+            trained.reports["transform"], state.shared["transform"], count
+        )
     taken = rule_metrics.keys() & {*metrics, "round"}
     if taken:
         raise CompositionError(
@@ -333,7 +597,6 @@ def _metrics(
     order = jnp.argsort(~(bad | lossy), stable=True)[:NAMED_CLIENTS]
     named = jnp.where((bad | lossy)[order], cohort.client_ids[order], -1)
     num_good = jnp.sum(good)
-    norms = jnp.where(honest, deliveries.update_norm, 0.0)
     return {
         **averages,
         "num_clients": num_good.astype(jnp.int32),
@@ -344,7 +607,12 @@ def _metrics(
         "dropped": jnp.sum(cohort.mask & ~deliveries.delivered).astype(jnp.int32),
         "non_finite": jnp.sum(bad).astype(jnp.int32),
         "bad_clients": named.astype(jnp.int32),
-        "update_norm": jnp.sum(norms) / jnp.maximum(jnp.sum(honest), 1),
+        "update_norm": _mean_of(deliveries.update_norm, honest),
         "aggregate_norm": aggregate_norm,
         "accepted": accepted,
     }
+
+
+def _mean_of(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    total = jnp.sum(jnp.where(chosen, values, 0.0))
+    return total / jnp.maximum(jnp.sum(chosen), 1)

@@ -4,14 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_health.core.types import DataAttack, LossFn
+from fedjax_health.core.types import Codec, DataAttack, LossFn, Secure
 from fedjax_health.engine.parallel import Mapping
 from fedjax_health.engine.plan import OptimizerStructure
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """All that is compiled into a step; equal structures share one program."""
+    """All that is compiled into a step; equal structures share one program.
+
+    Attributes of which the name does not say all:
+      bound: name of the leaf that carries the bound of a message; or None.
+      codec: how messages become integers; None where floats are sent.
+      codec_owner: the field of ``RoundState`` with the codec's state.
+      secure: of an aggregator that sees sums of integers alone; or None.
+    """
 
     loss_fn: LossFn
     run: Callable[..., Any]
@@ -22,15 +29,26 @@ class Structure:
     data_attack: DataAttack | None
     transform: Callable[..., Any]
     reduce_transform: Callable[..., Any]
+    restore: Callable[..., Any] | None
+    measure: Callable[..., Any] | None
     forge: Callable[..., Any] | None
     aggregate: Callable[..., Any]
     linear: bool
     depends_on: str
     mechanism: tuple[Callable[..., Any] | None, ...] | None
     bound: str | None
+    codec: Codec | None
+    codec_owner: str
+    secure: Secure | None
     server_optimizer: OptimizerStructure
     weighting: str
     personal: Callable[[str], bool] | None
     has_root: bool
     has_dropout: bool
     mapping: Mapping
+
+    @property
+    def keeps_stack(self) -> bool:
+        """Whether the messages of a cohort are held side by side."""
+        gathers = self.secure is not None and self.secure.gather is not None
+        return self.forge is not None or not self.linear or gathers
