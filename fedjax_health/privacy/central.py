@@ -71,7 +71,8 @@ def central_gaussian(
 
     def bind(message: Message, sampling: Sampling) -> BoundMechanism:
         own = own_noise("central_gaussian", accounting, message, sampling)
-        if noise == "float" and message.modulus_bits is None and message.groups == 1:
+        grouped = message.groups > 1 or message.unit == "group"
+        if noise == "float" and message.modulus_bits is None and not grouped:
             return BoundMechanism(_multiplier_state(own), server=_add_float)
         grid = lattice.choose_lattice(
             "central_gaussian", message, sampling.cohort_size, own
@@ -79,7 +80,7 @@ def central_gaussian(
         exact = noise == "discrete"
         init = _integer_state(grid, exact)
         codec = lattice.nearest_codec()
-        if message.groups > 1:
+        if grouped:
             add = _noise_groups if exact else _round_groups
             return BoundMechanism(init, group=add, codec=codec)
         add = _noise_total if exact else _round_total

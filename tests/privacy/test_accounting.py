@@ -194,6 +194,7 @@ def test_a_target_that_no_noise_reaches_is_refused():
             accounting.calibrate(target, 1e-5, dp.GaussianDpEvent)
 
 
+@pytest.mark.slow
 def test_a_target_beyond_what_rdp_knows_of_a_cap_is_refused():
     def event(z):
         return accounting.sampled_event(z, poisson(1000, 100), 40)

@@ -33,7 +33,7 @@ def norm(tree):
     return np.linalg.norm(np.concatenate(leaves))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(max_dims=1, max_side=40), elements=FLOATS),
     hnp.arrays(np.float32, (3, 2), elements=FLOATS),
@@ -100,8 +100,9 @@ def test_the_bound_goes_to_the_quantile_from_both_sides(quantile, initial):
 def test_one_step_falls_where_all_lie_within():
     transform = adaptive_clip(1.0, 0.5, 0.2, 0.2, cohort=100)
     shared = transform.init_server(jnp.zeros(1))
-    low = transform.reduce(shared, jnp.int32(100), root_key(0))["clip_norm"]
-    high = transform.reduce(shared, jnp.int32(-100), root_key(0))["clip_norm"]
+    reduce = jax.jit(transform.reduce)
+    low = reduce(shared, jnp.int32(100), root_key(0))["clip_norm"]
+    high = reduce(shared, jnp.int32(-100), root_key(0))["clip_norm"]
     # Within 0.4 / 200 of the noise-free steps.
     assert low == pytest.approx(np.exp(-0.2 * 0.5), rel=5e-3)
     assert high == pytest.approx(np.exp(0.2 * 0.5), rel=5e-3)
