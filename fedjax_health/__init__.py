@@ -62,6 +62,7 @@ _HOME = {
     "DataError": "fedjax_health.data.schema",
     "Dataset": "fedjax_health.data.schema",
     "CheckpointError": "fedjax_health.engine.checkpoint",
+    "DpSgd": "fedjax_health.engine.plan",
     "LocalTraining": "fedjax_health.engine.plan",
     "NonFiniteLossError": "fedjax_health.engine.run",
     "Optimizer": "fedjax_health.engine.plan",
@@ -141,6 +142,7 @@ if TYPE_CHECKING:
     from fedjax_health.engine.checkpoint import CheckpointError
     from fedjax_health.engine.devices import use_cpu_devices
     from fedjax_health.engine.plan import (
+        DpSgd,
         LocalTraining,
         Optimizer,
         RoundPlan,

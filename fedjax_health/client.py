@@ -259,6 +259,7 @@ class ClientData(NamedTuple):
       words: uint32 words that fix the order of its examples.
       train_key: key of its model's randomness.
       attack: what its data attack may know.
+      example_key: key of private gradients; None where they are not private.
     """
 
     examples: Examples
@@ -268,6 +269,19 @@ class ClientData(NamedTuple):
     words: jax.Array
     train_key: Key
     attack: DataAttackContext
+    example_key: Key | None = None
+
+
+class ExamplePrivacy(NamedTuple):
+    """Numbers of DP-SGD, all traced.
+
+    Attributes:
+      clip_norm: float32 ``[]``, bound on the gradient of one example.
+      noise_multiplier: float32 ``[]``, standard deviation of the noise over that bound.
+    """
+
+    clip_norm: jax.Array
+    noise_multiplier: jax.Array
 
 
 class Visit(NamedTuple):
@@ -309,17 +323,128 @@ def local_batch(
     return {**batch, "weight": visited.weight}
 
 
+def private_gradient(
+    loss_fn: LossFn, batch_size: int, microbatch: int, data_attack: DataAttack | None
+) -> Callable[..., tuple[Updates, Metrics, jax.Array]]:
+    """Returns ``(data, params, step, ExamplePrivacy) -> (gradients, sums, examples)``.
+
+    DP-SGD (Abadi et al., 2016, arXiv:1607.00133, Algorithm 1) inside one client: a
+    Poisson batch, in which every example lies by itself at rate ``batch_size /
+    num_examples``; the gradient of each example clipped; Gaussian noise on their sum;
+    the whole divided by the expected batch size, which no example can move.
+
+    Args:
+      loss_fn: see ``LossFn``; it is given one example at a time.
+      batch_size: expected examples of a batch.
+      microbatch: examples whose gradients are held at a time. A batch of any size is
+        gone through in as many as it takes: none is cut.
+      data_attack: what a malicious client does to its batches; or None.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def one(params: Params, example: Batch, key: Key, clip_norm: jax.Array):
+        batch = jax.tree.map(lambda x: x[None], example)
+        (loss, extra), gradients = gradient(params, batch, key)
+        norm = jnp.sqrt(trees.squared_norm(gradients))
+        gradients = trees.scale(gradients, clip_norm / jnp.maximum(norm, clip_norm))
+        clipped = (norm > clip_norm).astype(jnp.float32)
+        return gradients, {**extra, "loss": loss, "examples_clipped": clipped}
+
+    def visited(data: ClientData, step: jax.Array, part: jax.Array, count: jax.Array):
+        positions = part * microbatch + jnp.arange(microbatch, dtype=jnp.int32)
+        # The first positions of a random order are a random subset of that size.
+        index = permute(data.words, step, positions, jnp.maximum(data.num_examples, 1))
+        return Visit(index, (positions < count).astype(jnp.float32))
+
+    def evaluate(
+        data: ClientData, params: Params, step: jax.Array, numbers: ExamplePrivacy
+    ):
+        assert data.example_key is not None
+        key = jax.random.fold_in(data.example_key, step)
+        draw_key, noise_key = jax.random.split(key)
+        examples = data.num_examples.astype(jnp.float32)
+        rate = jnp.minimum(batch_size / jnp.maximum(examples, 1.0), 1.0)
+        count = jax.random.binomial(draw_key, examples, rate).astype(jnp.int32)
+        train_key = jax.random.fold_in(data.train_key, step)
+
+        def part_of(part: jax.Array, seen: Visit):
+            batch = local_batch(data, step, seen, data_attack)
+            batch = {**batch, "weight": jnp.ones_like(seen.weight)}
+            numbers_of = part * microbatch + jnp.arange(microbatch)
+            keys = jax.vmap(lambda i: jax.random.fold_in(train_key, i))(numbers_of)
+            gradients, figures = jax.vmap(one, (None, 0, 0, None))(
+                params, batch, keys, numbers.clip_norm
+            )
+
+            def total(x: jax.Array) -> jax.Array:
+                keep = (seen.weight > 0).reshape(-1, *[1] * (x.ndim - 1))
+                return jnp.sum(jnp.where(keep, x, 0), axis=0)
+
+            return jax.tree.map(total, (gradients, figures))
+
+        def body(carry):
+            part, seen, sums = carry
+            new = part_of(part, seen)
+            # Made one part ahead, as in ``build_train``.
+            ahead = visited(data, step, part + 1, count)
+            return part + 1, ahead, trees.add(sums, new)
+
+        first = visited(data, step, jnp.int32(0), count)
+        shapes = jax.eval_shape(part_of, jnp.int32(0), first)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        _, _, (gradients, sums) = jax.lax.while_loop(
+            lambda carry: carry[0] * microbatch < count,
+            body,
+            (jnp.int32(0), first, start),
+        )
+        noised = _add_noise(
+            gradients, noise_key, numbers.clip_norm * numbers.noise_multiplier
+        )
+        return trees.scale(noised, 1.0 / batch_size), sums, count.astype(jnp.float32)
+
+    return evaluate
+
+
+def _add_noise(tree: Updates, key: Key, deviation: jax.Array) -> Updates:
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten(
+        [
+            x + deviation.astype(x.dtype) * jax.random.normal(k, x.shape, x.dtype)
+            for x, k in zip(leaves, keys, strict=True)
+        ]
+    )
+
+
 def build_train(
-    loss_fn: LossFn, optimizer: Any, batch_size: int, data_attack: DataAttack | None
+    loss_fn: LossFn,
+    optimizer: Any,
+    batch_size: int,
+    data_attack: DataAttack | None,
+    *,
+    microbatch: int | None = None,
+    numbers: ExamplePrivacy | None = None,
 ) -> Callable[..., tuple[Params, Metrics]]:
     """Returns ``train(data, params, correction=None) -> (params, metrics)``.
 
     The loop is a ``while`` to the client's own number of steps: under ``scan`` a small
     client costs its own steps alone, under ``vmap`` a chunk runs to its longest.
+
+    Args:
+      loss_fn: the loss of a batch.
+      optimizer: the local optimiser.
+      batch_size: examples of a batch.
+      data_attack: what a malicious client does to its batches; or None.
+      microbatch: see ``private_gradient``; None where gradients are not private.
+      numbers: of private gradients.
     """
+    if microbatch is not None:
+        private = private_gradient(loss_fn, batch_size, microbatch, data_attack)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
     def evaluate(data: ClientData, params: Params, step: jax.Array, visited: Visit):
+        if microbatch is not None:
+            return private(data, params, step, numbers)
         batch = local_batch(data, step, visited, data_attack)
         key = jax.random.fold_in(data.train_key, step)
         (loss, extra), gradients = gradient(params, batch, key)

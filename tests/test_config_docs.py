@@ -101,7 +101,10 @@ def test_the_page_has_a_true_section_for_every_slot(slot):
 
 @pytest.mark.parametrize(
     "record",
-    [cfg.Config, cfg.Custom, cfg.Link, cfg.Sgd, cfg.Adam, cfg.Cosine, cfg.WarmupCosine],
+    [
+        *(cfg.Config, cfg.Custom, cfg.Link, cfg.DpSgd),
+        *(cfg.Sgd, cfg.Adam, cfg.Cosine, cfg.WarmupCosine),
+    ],
 )
 def test_the_page_has_a_true_table(record):
     assert table(record) in PAGE.read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from fedjax_health.build.transforms import build_transform
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.engine.average import averaging
 from fedjax_health.engine.plan import (
+    DpSgd,
     LocalTraining,
     Optimizer,
     RoundPlan,
@@ -48,6 +49,7 @@ def build_plan(
             epochs=settings.local.epochs,
             steps=settings.local.steps,
             batch_size=settings.local.batch_size,
+            example_privacy=_example_privacy(settings),
         ),
         data_attack=build_data_attack(settings, columns),
         transforms=tuple(
@@ -62,6 +64,13 @@ def build_plan(
         personal=_personal(settings),
         dropout=settings.dropout,
     )
+
+
+def _example_privacy(settings: Config) -> DpSgd | None:
+    chosen = settings.local.example_privacy
+    if chosen is None:
+        return None
+    return DpSgd(chosen.clip_norm, chosen.noise_multiplier, chosen.microbatch)
 
 
 def _algorithm(settings: Config) -> client.LocalAlgorithm:

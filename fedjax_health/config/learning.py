@@ -120,6 +120,21 @@ class WarmupCosine(Record, frozen=True, tag_field="kind", tag="warmup_cosine"):
 Schedule = Constant | Cosine | Exponential | WarmupCosine | Custom
 
 
+class DpSgd(Record, frozen=True):
+    """Private gradients: one example's influence on a client's message is bounded.
+
+    Attributes:
+      clip_norm: bound on the gradient of one example.
+      noise_multiplier: standard deviation of the noise over that bound.
+      microbatch: examples whose gradients are held at a time; the batch size where it is
+        left out.
+    """
+
+    clip_norm: AboveZero = 1.0
+    noise_multiplier: AboveZero = 1.0
+    microbatch: Positive | None = None
+
+
 class Local(Record, frozen=True):
     """Training on the client.
 
@@ -129,6 +144,7 @@ class Local(Record, frozen=True):
       epochs: passes over the client's examples; 1 where steps is not given.
       steps: batches, in place of epochs.
       batch_size: examples of a batch.
+      example_privacy: DP-SGD, which protects single examples; none where it is left out.
     """
 
     optimizer: Optimizer = Sgd()
@@ -136,6 +152,7 @@ class Local(Record, frozen=True):
     epochs: Positive | None = None
     steps: Positive | None = None
     batch_size: Positive = 32
+    example_privacy: DpSgd | None = None
 
     def __post_init__(self):
         if self.epochs is not None and self.steps is not None:

@@ -29,6 +29,7 @@ class Stream(enum.IntEnum):
     AGGREGATE = 7
     MASK = 8
     MECHANISM = 9
+    EXAMPLE = 10
 
 
 def root_key(seed: int) -> Key:

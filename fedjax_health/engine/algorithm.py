@@ -113,6 +113,7 @@ def build_algorithm(
         num_devices=mapping.num_devices,
     )
     algorithm: LocalAlgorithm = plan.local.algorithm
+    private = plan.local.example_privacy
     structure = Structure(
         loss_fn=loss_fn,
         run=algorithm.run,
@@ -120,6 +121,7 @@ def build_algorithm(
         optimizer=plan.local.optimizer.structure,
         by_epochs=plan.local.epochs is not None,
         batch_size=plan.local.batch_size,
+        microbatch=private.held(plan.local.batch_size) if private else None,
         data_attack=(DataAttack(plan.data_attack.poison) if plan.data_attack else None),
         transform=checked.transform.update,
         reduce_transform=checked.transform.reduce,
@@ -163,6 +165,7 @@ def build_algorithm(
                 "population": jnp.float32(population),
                 "expected": jnp.float32(sampling.expected),
                 "data_attack": _data_attack_numbers(plan),
+                "example_privacy": private.numbers() if private else (),
             },
             server=server.init(shared_params),
             shared={

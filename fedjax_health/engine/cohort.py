@@ -287,6 +287,8 @@ def _describe_slots(
     streams = (Stream.TRAIN, Stream.TRANSFORM, Stream.ATTACK, Stream.MECHANISM)
     if structure.codec is not None:
         streams = (*streams, Stream.MASK)
+    if structure.microbatch is not None:
+        streams = (*streams, Stream.EXAMPLE)
     keys = {stream: client_keys(state, stream, cohort) for stream in streams}
     words = jax.vmap(permutation_words)(client_keys(state, Stream.DATA, cohort))
     # A straggler without a single step has nothing to deliver.
@@ -324,7 +326,12 @@ def _build_client(
     optimizer = structure.optimizer.build(state.hyper["local"], round)
     rate = structure.optimizer.learning_rate(state.hyper["local"], round)
     train = build_train(
-        structure.loss_fn, optimizer, structure.batch_size, structure.data_attack
+        structure.loss_fn,
+        optimizer,
+        structure.batch_size,
+        structure.data_attack,
+        microbatch=structure.microbatch,
+        numbers=state.hyper["example_privacy"],
     )
     shared_params = shared_leaves(structure.personal, state.params)
 
@@ -350,6 +357,7 @@ def _build_client(
                 key_for(state.key, Stream.ATTACK, SERVER, known["client_id"]),
                 numbers=state.hyper["data_attack"],
             ),
+            example_key=own.get(Stream.EXAMPLE),
         )
         result = structure.run(
             functools.partial(train, data),

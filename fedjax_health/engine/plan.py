@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from fedjax_health.aggregators import mean
-from fedjax_health.client import LocalAlgorithm, fedavg
+from fedjax_health.client import ExamplePrivacy, LocalAlgorithm, fedavg
 from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError, Message
 from fedjax_health.core.types import (
@@ -196,6 +196,47 @@ class OptimizerStructure(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class DpSgd:
+    """Private local training: each example's gradient clipped, their sum noised.
+
+    Abadi et al., 2016 (arXiv:1607.00133). Protects one example of one client, from
+    whoever sees the client's message. The clip norm and the noise are traced.
+
+    Attributes:
+      clip_norm: bound on the L2 norm of one example's gradient.
+      noise_multiplier: standard deviation of the noise over that bound.
+      microbatch: examples whose gradients are held at a time; static. None stands for
+        the batch size.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    microbatch: int | None = None
+
+    def __post_init__(self):
+        for name in ("clip_norm", "noise_multiplier"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(
+                    f"DpSgd: {name} must be finite and above 0, not {value}"
+                )
+        if self.microbatch is not None and self.microbatch < 1:
+            raise ValueError(
+                f"DpSgd: microbatch must be 1 or more, not {self.microbatch}"
+            )
+
+    def held(self, batch_size: int) -> int:
+        """Returns how many gradients are held at a time."""
+        return self.microbatch or batch_size
+
+    def numbers(self) -> ExamplePrivacy:
+        """Returns what is traced."""
+        return ExamplePrivacy(
+            jnp.float32(self.clip_norm), jnp.float32(self.noise_multiplier)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class LocalTraining:
     """How a client trains.
 
@@ -204,7 +245,8 @@ class LocalTraining:
       optimizer: the local optimiser; its state starts afresh every round.
       epochs: passes over the client's examples a round; or
       steps: local steps a round, however many examples there are.
-      batch_size: examples a step; static.
+      batch_size: examples a step; static. The expected number with example_privacy.
+      example_privacy: DP-SGD; or None.
     """
 
     algorithm: LocalAlgorithm = dataclasses.field(default_factory=fedavg)
@@ -212,6 +254,7 @@ class LocalTraining:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 32
+    example_privacy: DpSgd | None = None
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):

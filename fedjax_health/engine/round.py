@@ -427,7 +427,7 @@ def _receive(
     params = trees.select(accept, stepped, shared_params)
     server_state = trees.select(accept, server_state, state.server)
     aggregator = trees.select(accept, combined.aggregator, state.aggregator)
-    attack = sent.attack
+    attack, mechanism = sent.attack, combined.mechanism
     if structure.forge is not None:
         previous = trees.select(accept, aggregate, attack["previous"])
         attack = {**attack, "previous": previous}
@@ -446,6 +446,7 @@ def _receive(
     if structure.secure is not None:
         # Of an aborted round nobody learns anything, and no client counts as heard.
         shared = trees.select(released, shared, state.shared)
+        mechanism = trees.select(released, mechanism, state.mechanism)
     clients = _scatter(state, cohort, trained, sent.honest & released)
     new_state = RoundState(
         round=state.round + 1,
@@ -454,7 +455,7 @@ def _receive(
         server=server_state,
         shared=shared,
         aggregator=aggregator,
-        mechanism=combined.mechanism,
+        mechanism=mechanism,
         attack=attack,
         clients=clients,
         key=state.key,

@@ -14,6 +14,8 @@ class Structure:
     """All that is compiled into a step; equal structures share one program.
 
     Attributes of which the name does not say all:
+      microbatch: examples whose private gradients are held at a time; None where
+        gradients are not private.
       bound: name of the leaf that carries the bound of a message; or None.
       codec: how messages become integers; None where floats are sent.
       codec_owner: the field of ``RoundState`` with the codec's state.
@@ -26,6 +28,7 @@ class Structure:
     optimizer: OptimizerStructure
     by_epochs: bool
     batch_size: int
+    microbatch: int | None
     data_attack: DataAttack | None
     transform: Callable[..., Any]
     reduce_transform: Callable[..., Any]
