@@ -126,8 +126,9 @@ class Progress(NamedTuple):
 
     Attributes:
       on_start: ``(*, total_rounds, first_round=0)``; first_round is above 0 on resume.
-      on_round: ``(*, round, loss, clients_per_s=None, validation=None)``; round counts
-        rounds done, from 1.
+      on_round: ``(*, round, loss, clients_per_s=None, validation=None, epsilon=None,
+        uplink_bytes=None)``; round counts rounds done, from 1; epsilon and bytes are
+        those of all rounds so far, bytes where a stage works on messages.
       on_message: ``(text)``, for anything else that a person should read.
       on_end: ``()``, also after an error.
     """

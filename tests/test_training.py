@@ -426,6 +426,8 @@ def test_describe_tells_sizes_and_runs_nothing(table, run, tmp_path, monkeypatch
     assert message["parameters"] == run().result["num_params"]
     assert message["uplink_bytes_per_client"] == 4 * message["parameters"]
     assert message["uplink_bytes_per_round"] == 3 * 4 * message["parameters"]
+    assert message["downlink_bytes_per_round"] == 3 * 4 * message["parameters"]
+    assert "privacy" not in description
     # 72 of 120 rows less 5, 12 of validation, 36 of test less 5.
     data = description["data"]
     rows = {name: part["rows"] for name, part in data.items()}

@@ -50,6 +50,8 @@ def plain(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Pro
         loss: float,
         clients_per_s: float | None = None,
         validation: float | None = None,
+        epsilon: float | None = None,
+        uplink_bytes: int | None = None,
     ):
         now = clock()
         _note_first(state, round, now)
@@ -60,7 +62,8 @@ def plain(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Pro
         rate, left = _pace(state, round, now, clients_per_s)
         _say(
             stream,
-            f"round {round}/{state['total']}  {_figures(loss, rate, validation)}"
+            f"round {round}/{state['total']}  "
+            + _figures(loss, rate, validation, epsilon, uplink_bytes)
             + (f"  {left} left" if left else ""),
         )
 
@@ -114,6 +117,8 @@ def live(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Prog
         loss: float,
         clients_per_s: float | None = None,
         validation: float | None = None,
+        epsilon: float | None = None,
+        uplink_bytes: int | None = None,
     ):
         if state["task"] is None:
             return
@@ -125,7 +130,7 @@ def live(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Prog
         bar.update(
             state["task"],
             completed=round,
-            figures=_figures(loss, rate, state["validation"]),
+            figures=_figures(loss, rate, state["validation"], epsilon, uplink_bytes),
             left=f"{left} left" if left else "",
         )
 
@@ -149,10 +154,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _figures(loss: float, clients_per_s: float | None, validation: float | None) -> str:
+def _figures(
+    loss: float,
+    clients_per_s: float | None,
+    validation: float | None,
+    epsilon: float | None,
+    uplink_bytes: int | None,
+) -> str:
     parts = [f"loss {loss:.4f}"]
     if validation is not None:
         parts.append(f"validation AUROC {validation:.4f}")
+    if epsilon is not None:
+        parts.append(f"epsilon {epsilon:.2f}")
+    if uplink_bytes is not None:
+        sent = uplink_bytes / 1e6
+        parts.append(f"{sent:,.1f} MB up" if sent >= 0.95 else f"{sent:.2g} MB up")
     if clients_per_s is not None:
         digits = 0 if clients_per_s >= 10 else 1
         parts.append(f"{clients_per_s:,.{digits}f} clients/s")

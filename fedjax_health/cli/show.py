@@ -22,7 +22,7 @@ LABELS = {
 }
 
 _COUNTS = ("episodes", "missed_episodes", "ranked_clients", "excluded_clients")
-_SHARES = ("achieved_far", "prevalence")
+_SHARES = ("achieved_far", "prevalence", "share_of_dense")
 _STEPS = ("mean_delay", "median_delay")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 

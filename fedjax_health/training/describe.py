@@ -7,9 +7,11 @@ import numpy as np
 from fedjax_health import build, records
 from fedjax_health.config import Config
 from fedjax_health.core import trees
+from fedjax_health.core.message import Message
 from fedjax_health.data.preprocess import summary
 from fedjax_health.data.store import ClientStore
 from fedjax_health.engine.devices import available_memory
+from fedjax_health.training.account import guarantee
 from fedjax_health.training.setup import disk_bytes, prepare_run, state_bytes
 
 # What the interpreter and its libraries take before any data is there; measured.
@@ -73,8 +75,13 @@ def describe(config: Config) -> dict[str, Any]:
             "bound": message.bound or "none",
             "uplink_bytes_per_client": message.uplink_bytes(),
             "uplink_bytes_per_round": message.uplink_bytes() * built.sampling.expected,
-            "downlink_bytes_per_round": 4 * message.num_params * slots,
+            "downlink_bytes_per_client": built.algorithm.downlink_bytes,
+            "downlink_bytes_per_round": (
+                built.algorithm.downlink_bytes * built.sampling.expected
+            ),
+            **_secure_sum(message),
         },
+        **_privacy(config, built),
         "memory": {
             **{f"{name} (bytes)": int(value) for name, value in table.items()},
             "predicted_bytes": int(sum(table.values())),
@@ -84,6 +91,23 @@ def describe(config: Config) -> dict[str, Any]:
         "parallelism": built.algorithm.parallelism,
         "rounds": config.rounds,
     }
+
+
+def _secure_sum(message: Message) -> dict[str, Any]:
+    """Returns how messages are hidden in sums; empty where the server sees each."""
+    if message.modulus_bits is None:
+        return {}
+    return {
+        "secure_sum": f"modulo 2**{message.modulus_bits}",
+        "threshold": message.min_messages,
+        "groups": message.groups,
+    }
+
+
+def _privacy(config: Config, built: build.Built) -> dict[str, Any]:
+    """Returns the guarantee of the whole plan; empty without a mechanism."""
+    told = guarantee(config, built, config.rounds)
+    return {} if told is None else {"privacy": told}
 
 
 def _bytes(store: ClientStore) -> int:

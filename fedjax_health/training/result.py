@@ -27,6 +27,7 @@ from fedjax_health.metrics import host
 from fedjax_health.metrics.figures import figures
 from fedjax_health.metrics.summary import METRICS, Scored, evaluate_scores
 from fedjax_health.records import RunFolder
+from fedjax_health.training.account import communication, privacy_of_run
 from fedjax_health.training.best import Best
 from fedjax_health.training.setup import Run
 
@@ -86,19 +87,27 @@ def finish(
     )
     measured["oracle"] = oracle_metrics(run, streams=streams)
     backdoor = backdoor_rates(run, best.view, measured["threshold"], mesh)
+    lines = records.read_jsonl(paths.metrics)
+    rounds = lines[-1]["round"] if lines else config.rounds
     shown = {n: v for n, v in measured["metrics"].items() if v is not None}
     result: dict[str, Any] = {
         "metrics": shown,
         "intervals": {n: v for n, v in measured["intervals"].items() if n in shown},
         "details": {**measured["details"], **_client_details(measured)},
-        "rounds": _rounds_done(paths, config.rounds),
+        "rounds": rounds,
         "best_round": int(best.round),
         "training_clients": run.prepared.store.num_clients,
         "validation": validation_figures(run, found[0].probability),
         "seed": config.seed,
         "num_params": trees.num_params(run.built.abstract_params),
         "uplink_bytes_per_client": run.built.algorithm.message.uplink_bytes(),
+        "communication": communication(lines, run.built),
     }
+    privacy = privacy_of_run(
+        config, run.built, rounds=rounds, best_round=int(best.round)
+    )
+    if privacy is not None:
+        result["privacy"] = privacy
     held_out = parts.train.num_clients - run.prepared.store.num_clients
     if held_out:
         result["held_out_clients"] = held_out
@@ -263,11 +272,6 @@ def _took_part(run: Run, view: Weights) -> tuple[bool, ...]:
         for now, then in zip(jax.tree.leaves(view.own), first, strict=True)
     ]
     return tuple(bool(client) for client in np.any(moved, axis=0))
-
-
-def _rounds_done(paths: RunFolder, planned: int) -> int:
-    lines = records.read_jsonl(paths.metrics)
-    return lines[-1]["round"] if lines else planned
 
 
 def _sigmoid(score: np.ndarray) -> np.ndarray:

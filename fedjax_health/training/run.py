@@ -25,6 +25,7 @@ from fedjax_health.data.sampling import build_cohort_fn
 from fedjax_health.engine import checkpoint
 from fedjax_health.engine.run import run_rounds
 from fedjax_health.records import Progress, RunFolder
+from fedjax_health.training import account
 from fedjax_health.training.best import Best, better, no_best, out_of_patience
 from fedjax_health.training.result import (
     finish,
@@ -229,17 +230,24 @@ def _go_on(
     names = run.prepared.parts.train.client_names
     first = int(saved.state.round)
     best = saved.best
+    traffic = account.traffic_of(records.read_jsonl(paths.metrics), built)
+    tells_bytes = account.works_on_messages(config, built)
     segment = math.gcd(config.evaluation.every, config.checkpoint.every)
     progress.on_start(total_rounds=config.rounds, first_round=first)
     clock = time.monotonic()
 
     def on_segment(state: RoundState, metrics: dict[str, np.ndarray]) -> bool:
-        nonlocal best, clock
+        nonlocal best, clock, traffic
         done = int(state.round)
         last = done == config.rounds
         seconds = time.monotonic() - clock
         rounds = len(metrics["loss"])
         lines = lines_of(metrics, done - rounds)
+        traffic = account.add_bytes(lines, built, traffic)
+        epsilon = account.epsilon_after(config, built, done)
+        if epsilon is not None:
+            # Aborted rounds count: what became of them rests on who took part.
+            lines[-1]["epsilon"] = epsilon
         value = None
         stop = False
         if last or done % config.evaluation.every == 0:
@@ -273,8 +281,13 @@ def _go_on(
             loss=float(metrics["loss"][-1]),
             clients_per_s=timing["clients_per_s"],
             validation=value,
+            epsilon=epsilon,
+            uplink_bytes=traffic.uplink if tells_bytes else None,
         )
-        for text in masked_updates(metrics, done - rounds, names):
+        for text in (
+            *masked_updates(metrics, done - rounds, names),
+            *account.aborted_rounds(metrics, done - rounds, built),
+        ):
             progress.on_message(text)
         clock = time.monotonic()
         return stop

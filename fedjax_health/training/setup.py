@@ -16,6 +16,7 @@ from fedjax_health.data.preprocess import summary
 from fedjax_health.data.schema import Dataset, DataWarning, dataset_sha256
 from fedjax_health.engine.devices import available_cores
 from fedjax_health.records import Progress
+from fedjax_health.training.account import privacy_messages
 
 # A run folder's lines, predictions and settings beside its checkpoints.
 SMALL_FILES = 32 << 20
@@ -81,6 +82,8 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     with records.tell_warnings(progress, DataWarning) as told_later:
         built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
+    for text in privacy_messages(config, built):
+        progress.on_message(text)
     said = tuple(dict.fromkeys((*told, *told_later)))
     return Run(config, prepared, built, data_version(config, dataset), found, said)
 

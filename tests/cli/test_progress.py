@@ -43,6 +43,19 @@ def test_plain_lines_come_with_evaluations_and_with_time():
     assert lines[1] == "round 3/20  loss 0.2500  validation AUROC 0.8000  0:17 left"
 
 
+@pytest.mark.parametrize(
+    ("sent", "told"), [(7232, "0.0072 MB up"), (1_234_567_890, "1,234.6 MB up")]
+)
+def test_what_was_spent_so_far_is_told_where_there_is_something(sent, told):
+    stream = io.StringIO()
+    progress = plain(stream, clock=ticking(1.0))
+    progress.on_start(total_rounds=2)
+    progress.on_round(round=2, loss=0.25, epsilon=3.2149, uplink_bytes=sent)
+    assert stream.getvalue().splitlines()[1] == (
+        f"round 2/2  loss 0.2500  epsilon 3.21  {told}"
+    )
+
+
 def after(*seconds):
     """A clock that shows these times, one with every look."""
     return iter(seconds).__next__

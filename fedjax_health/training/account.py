@@ -1,0 +1,240 @@
+"""What a run costs: the bytes on the wire, and the privacy that is spent."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_health.build.algorithm import Built
+from fedjax_health.config import Config
+from fedjax_health.privacy import ledger
+from fedjax_health.privacy.accounting import Settings
+
+SEEDED = (
+    "privacy: a simulation with a known seed: whoever has the seed can take the noise "
+    "off again, so that this run protects nobody"
+)
+
+
+class Traffic(NamedTuple):
+    """Bytes of all rounds so far.
+
+    Attributes:
+      uplink: from the clients to the server.
+      downlink: from the server to the clients.
+    """
+
+    uplink: int = 0
+    downlink: int = 0
+
+
+def add_bytes(
+    lines: Sequence[dict[str, Any]], built: Built, before: Traffic
+) -> Traffic:
+    """Writes the bytes of each round into its line.
+
+    ``uplink_bytes`` is what a coder measured, to the nearest byte of a float32 (in
+    steps of 2 bytes above 16.7 MB, of 4 above 33.5 MB and so on), or else the bytes of
+    one message times the messages that were delivered, unusable ones included. Every
+    client that was drawn has received the model, those that then dropped out too.
+
+    Args:
+      lines: of the rounds, in order; changed in place.
+      built: what was trained.
+      before: bytes of the rounds before.
+
+    Returns:
+      Bytes of all rounds, these included.
+    """
+    message, downlink = built.algorithm.message, built.algorithm.downlink_bytes
+    for line in lines:
+        messages = _messages(line)
+        measured = line.get("uplink_bytes")
+        up = messages * message.uplink_bytes()
+        if measured is not None and math.isfinite(measured):
+            up = round(measured)
+        down = (messages + line.get("dropped", 0)) * downlink
+        before = Traffic(before.uplink + up, before.downlink + down)
+        line |= {
+            "uplink_bytes": up,
+            "downlink_bytes": down,
+            "uplink_bytes_total": before.uplink,
+            "downlink_bytes_total": before.downlink,
+        }
+    return before
+
+
+def traffic_of(lines: Sequence[Mapping[str, Any]], built: Built) -> Traffic:
+    """Returns the bytes of the rounds whose lines are kept.
+
+    Args:
+      lines: of the rounds from the first on; those of an earlier version say nothing
+        of bytes.
+      built: what was trained.
+    """
+    if not lines:
+        return Traffic()
+    last = lines[-1]
+    if "uplink_bytes_total" in last and "downlink_bytes_total" in last:
+        return Traffic(last["uplink_bytes_total"], last["downlink_bytes_total"])
+    return add_bytes([dict(line) for line in lines], built, Traffic())
+
+
+def communication(lines: Sequence[Mapping[str, Any]], built: Built) -> dict[str, Any]:
+    """Returns what went over the wire in a whole run.
+
+    Args:
+      lines: of all rounds.
+      built: what was trained.
+
+    Returns:
+      Bytes of all rounds both ways; those of a client that sends its message, on
+      average, and of the same message uncompressed; and their ratio.
+    """
+    total = traffic_of(lines, built)
+    messages = sum(map(_messages, lines))
+    mean = total.uplink / messages if messages else 0.0
+    # What goes down is a whole model, and what the local algorithm sends beside it.
+    dense = built.algorithm.downlink_bytes
+    return {
+        "uplink_bytes_total": total.uplink,
+        "downlink_bytes_total": total.downlink,
+        "uplink_bytes_per_client_round": mean,
+        "dense_bytes": dense,
+        "share_of_dense": mean / dense if dense else 0.0,
+    }
+
+
+def works_on_messages(config: Config, built: Built) -> bool:
+    """Returns whether a run does anything to its messages worth telling bytes for."""
+    return bool(
+        config.transforms
+        or built.plan.mechanism is not None
+        or built.plan.aggregator.secure is not None
+    )
+
+
+def epsilon_after(config: Config, built: Built, rounds: int) -> float | None:
+    """Returns the epsilon of the first rounds, aborted ones included.
+
+    Args:
+      config: the configuration.
+      built: what was built from it.
+      rounds: done so far, those before a resume included.
+
+    Returns:
+      Epsilon at the configuration's delta; None without a mechanism.
+    """
+    mechanism = built.plan.mechanism
+    if mechanism is None:
+        return None
+    message = built.algorithm.message
+    return ledger.epsilon_after(
+        mechanism, message, built.sampling, rounds, _settings(config)
+    )
+
+
+def guarantee(config: Config, built: Built, rounds: int) -> dict[str, Any] | None:
+    """Returns what is protected, against whom, how much and over how long.
+
+    Args:
+      config: the configuration.
+      built: what was built from it.
+      rounds: to account for.
+
+    Returns:
+      As ``ledger.describe`` does; None without a mechanism.
+    """
+    mechanism = built.plan.mechanism
+    if mechanism is None:
+        return None
+    message = built.algorithm.message
+    return ledger.describe(
+        mechanism, message, built.sampling, rounds, _settings(config)
+    )
+
+
+def privacy_of_run(
+    config: Config, built: Built, *, rounds: int, best_round: int
+) -> dict[str, Any] | None:
+    """Returns the guarantee of a finished run.
+
+    The model that is kept was chosen among those of all rounds, so that epsilon is that
+    of all rounds; that of the chosen one's round stands beside it.
+
+    Args:
+      config: the configuration.
+      built: what was built from it.
+      rounds: that were run.
+      best_round: whose model is kept.
+    """
+    told = guarantee(config, built, rounds)
+    if told is None:
+        return None
+    return {
+        **told,
+        "clients": built.sampling.population,
+        "best_round": best_round,
+        "epsilon_at_best_round": epsilon_after(config, built, best_round),
+    }
+
+
+def privacy_messages(config: Config, built: Built) -> list[str]:
+    """Returns what a person should know of a run's privacy before it starts.
+
+    Args:
+      config: the configuration.
+      built: what was built from it.
+
+    Raises:
+      PrivacyError: if the mechanism cannot be accounted for.
+    """
+    told = guarantee(config, built, config.rounds)
+    if told is None:
+        return []
+    noise = told["noise"]
+    return [
+        f"privacy: epsilon {told['epsilon']:.3g} at delta {told['delta']:g} for one "
+        f"{told['unit']} after {config.rounds:,} rounds, by {told['accountant']}",
+        *([f"warning: {noise}"] if "simulation-grade" in noise else []),
+        *(f"warning: {text}" for text in told["warnings"]),
+        SEEDED,
+    ]
+
+
+def aborted_rounds(
+    metrics: Mapping[str, np.ndarray], first: int, built: Built
+) -> list[str]:
+    """Returns one sentence for each round whose sum was not released.
+
+    Args:
+      metrics: of a segment; ``aborted [rounds]`` is absent without a secure sum.
+      first: rounds done before the segment.
+      built: what is trained.
+    """
+    message = built.algorithm.message
+    sentences = []
+    for i, aborted in enumerate(metrics.get("aborted", ())):
+        if not aborted:
+            continue
+        count, least = int(metrics["num_clients"][i]), message.min_messages
+        messages = f"{count} message{'' if count == 1 else 's'}"
+        why = f"{messages}, fewer than the threshold {least}: the sum was"
+        if message.groups > 1:
+            why = (
+                f"{messages}, in each of the {message.groups} groups fewer than the "
+                f"threshold {least}: no sum was"
+            )
+        sentences.append(
+            f"round {first + i + 1}: {why} not released; the next cohort goes on"
+        )
+    return sentences
+
+
+def _settings(config: Config) -> Any:
+    return Settings() if config.privacy is None else config.privacy
+
+
+def _messages(line: Mapping[str, Any]) -> int:
+    return line.get("num_clients", 0) + line.get("non_finite", 0)
