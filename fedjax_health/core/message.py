@@ -13,6 +13,10 @@ class CompositionError(ValueError):
     """Stages that must not follow one another; the text says what to do instead."""
 
 
+class CompositionWarning(UserWarning):
+    """Stages that may follow one another, but not to the end they were chosen for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Message:
     """The static description of what one client sends.

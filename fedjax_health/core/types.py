@@ -405,11 +405,15 @@ class Secure(NamedTuple):
         AggregationContext) -> Gathered``; weight 0 is absent. None for the plain
         modular sum over the whole cohort, which is formed as the clients are trained.
       on_host: whether ``gather`` runs on the host, on NumPy arrays, between two halves
-        of a round; ``key`` is then uint32 ``[2]``.
+        of a round; ``key`` is then uint32 ``[2]``, and a negative id in the context
+        marks a slot of the cohort that no client fills.
       finish: ``(means [groups, ...], weights [groups], state, key,
         AggregationContext) -> (aggregate, state, Metrics)``, the rule over groups; None
         where there is one group.
-      groups: how many there are.
+      groups: how many there are; 0 where ``gather`` makes that of the size of the
+        cohort, and ``Message.groups`` says it.
+      weigh: ``(weights, state) -> weights``, what a message of that weight counts for
+        in the sum, and in what the sum is divided by; None leaves them as they are.
     """
 
     codec: Codec
@@ -418,6 +422,7 @@ class Secure(NamedTuple):
     on_host: bool = False
     finish: Callable[..., tuple[Updates, State, Metrics]] | None = None
     groups: int = 1
+    weigh: Callable[[jax.Array, State], jax.Array] | None = None
 
 
 class Aggregator(NamedTuple):
