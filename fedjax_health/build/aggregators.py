@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedjax_health import aggregators, config
+from fedjax_health import aggregators, config, secagg
 from fedjax_health.build.custom import custom_entry
 from fedjax_health.config import Config, ConfigError
 from fedjax_health.core.types import Aggregator, Mixing
@@ -20,6 +20,11 @@ def build_aggregator(settings: Config, *, assumed: int = 0) -> Aggregator:
       ConfigError: for numbers that the rule refuses.
     """
     rule = _told(_rule, settings.aggregator, assumed, path="aggregator")
+    if rule.secure is not None and settings.mixings:
+        raise ConfigError(
+            "config: mixings: secure aggregation shows sums of messages, which no "
+            "mixing can look into: leave mixings out"
+        )
     mixings = [
         _told(_mixing, entry, assumed, path=f"mixings.{i}")
         for i, entry in enumerate(settings.mixings)
@@ -88,6 +93,33 @@ def _rule(entry: Any, f: int, path: str) -> Aggregator:
             return aggregators.flame(noise=entry.noise)
         case config.SignGuard():
             return aggregators.signguard(low=entry.low, high=entry.high)
+        case config.SecureMean():
+            return secagg.secure_mean(
+                bits=entry.bits,
+                value_range=entry.value_range,
+                max_weight=entry.max_weight,
+                fidelity=entry.fidelity,
+                threshold=entry.threshold,
+                degree=entry.degree,
+                corrupt=entry.corrupt,
+                dropout=entry.dropout,
+            )
+        case config.GroupedSecure():
+            named = getattr(entry.rule, "num_malicious", None)
+            return secagg.grouped_secure(
+                entry.group_size,
+                _rule(entry.rule, f if named is None else named, f"{path}.rule"),
+                bits=entry.bits,
+                value_range=entry.value_range,
+                max_weight=entry.max_weight,
+                fidelity=entry.fidelity,
+                min_group=entry.min_group,
+                population=entry.population,
+                malicious=entry.malicious,
+                degree=entry.degree,
+                corrupt=entry.corrupt,
+                dropout=entry.dropout,
+            )
     return custom_entry(entry, Aggregator, path=path)
 
 

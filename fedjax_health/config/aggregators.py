@@ -1,7 +1,12 @@
 """How the messages of a cohort become one: rules, and what comes before them."""
 
+from typing import Annotated, Literal
+
+import msgspec
+
 from fedjax_health.config.common import (
     AboveZero,
+    BelowOne,
     Count,
     Custom,
     NonNegative,
@@ -276,7 +281,11 @@ class Arc(Record, frozen=True, tag_field="kind", tag="arc"):
     num_malicious: Count | None = None
 
 
-Aggregator = (
+# A client with one neighbour is not hidden, and a group of one client is its message.
+_TwoOrMore = Annotated[int, msgspec.Meta(ge=2)]
+_Bits = Annotated[int, msgspec.Meta(ge=2, le=24)]
+
+Rule = (
     Mean
     | Median
     | TrimmedMean
@@ -298,6 +307,75 @@ Aggregator = (
     | FoolsGold
     | Flame
     | SignGuard
-    | Custom
 )
+
+
+class SecureMean(Record, frozen=True, tag_field="kind", tag="secure_mean"):
+    """The weighted mean of messages that the server sees as a sum alone.
+
+    Attributes:
+      bits: of a coordinate as fixed point, with its sign.
+      value_range: largest magnitude of a coordinate; the bound of a clip before it
+        where it is left out.
+      max_weight: weight beyond which a client counts no more; with `weighting =
+        "examples"` the largest count.
+      fidelity: `"ideal"` forms the sum alone, `"view"` draws what the server sees,
+        `"protocol"` runs the protocol; the sums are the same to the bit.
+      threshold: fewest messages whose sum is released.
+      degree: neighbours of a client in the protocol; left out, all up to 100 clients
+        and computed beyond.
+      corrupt: share of clients that work with the server, for the degree.
+      dropout: share of clients that drop out, for the degree.
+    """
+
+    bits: _Bits = 20
+    value_range: AboveZero | None = None
+    max_weight: AboveZero = 1.0
+    fidelity: Literal["ideal", "view", "protocol"] = "ideal"
+    threshold: Positive = 1
+    degree: _TwoOrMore | None = None
+    corrupt: BelowOne = 0.1
+    dropout: BelowOne = 0.1
+
+
+class GroupedSecure(Record, frozen=True, tag_field="kind", tag="grouped_secure"):
+    """A robust rule over the secure sums of groups of clients.
+
+    Attributes:
+      group_size: clients of a group on average.
+      rule: over the groups' means, with its own fields; the malicious clients that are
+        assumed count as one group each.
+      bits: of a coordinate as fixed point, with its sign.
+      value_range: largest magnitude of a coordinate; the bound of a clip before it
+        where it is left out.
+      max_weight: weight beyond which a client counts no more; with `weighting =
+        "examples"` the largest count.
+      fidelity: `"ideal"` forms the sums alone, `"view"` draws what the server sees,
+        `"protocol"` runs the protocol in every group.
+      min_group: fewest messages of a group whose sum is released.
+      population: number of all clients, which are then dealt out evenly; left out, each
+        client's group is drawn by itself.
+      malicious: share of clients that is expected to be malicious; a group size that
+        spoils most groups is warned of.
+      degree: neighbours of a client in the protocol; left out, all up to 100 clients
+        and computed beyond.
+      corrupt: share of clients that work with the server, for the degree.
+      dropout: share of clients that drop out, for the degree.
+    """
+
+    group_size: _TwoOrMore = 4
+    rule: Rule | Custom = Median()
+    bits: _Bits = 20
+    value_range: AboveZero | None = None
+    max_weight: AboveZero = 1.0
+    fidelity: Literal["ideal", "view", "protocol"] = "ideal"
+    min_group: _TwoOrMore = 2
+    population: _TwoOrMore | None = None
+    malicious: BelowOne = 0.0
+    degree: _TwoOrMore | None = None
+    corrupt: BelowOne = 0.1
+    dropout: BelowOne = 0.1
+
+
+Aggregator = Rule | SecureMean | GroupedSecure | Custom
 Mixing = Nnm | Bucketing | ClipNorms | Arc | Custom
