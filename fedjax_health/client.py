@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_health.core import trees
 from fedjax_health.core.permutation import permute
+from fedjax_health.core.rng import normal
 from fedjax_health.core.types import (
     Batch,
     DataAttack,
@@ -340,15 +341,25 @@ def private_gradient(
         gone through in as many as it takes: none is cut.
       data_attack: what a malicious client does to its batches; or None.
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def one(params: Params, example: Batch, key: Key, clip_norm: jax.Array):
-        batch = jax.tree.map(lambda x: x[None], example)
-        (loss, extra), gradients = gradient(params, batch, key)
-        norm = jnp.sqrt(trees.squared_norm(gradients))
-        gradients = trees.scale(gradients, clip_norm / jnp.maximum(norm, clip_norm))
-        clipped = (norm > clip_norm).astype(jnp.float32)
-        return gradients, {**extra, "loss": loss, "examples_clipped": clipped}
+    def losses_of(params: Params, batch: Batch, keys: Key):
+        """Returns loss and metrics of each example by itself, ``[microbatch]``."""
+
+        def one(example: Batch, key: Key):
+            return loss_fn(params, jax.tree.map(lambda x: x[None], example), key)
+
+        return jax.vmap(one)(batch, keys)
+
+    def norms_of(params: Params, batch: Batch, keys: Key) -> jax.Array:
+        """Returns the norm of each example's gradient, ``[microbatch]``."""
+
+        def one(example: Batch, key: Key):
+            alone = jax.tree.map(lambda x: x[None], example)
+            return trees.elementwise_squared_norm(
+                jax.grad(lambda p: loss_fn(p, alone, key)[0])(params)
+            )
+
+        return jnp.sqrt(jax.vmap(one)(batch, keys))
 
     def visited(data: ClientData, step: jax.Array, part: jax.Array, count: jax.Array):
         positions = part * microbatch + jnp.arange(microbatch, dtype=jnp.int32)
@@ -372,15 +383,24 @@ def private_gradient(
             batch = {**batch, "weight": jnp.ones_like(seen.weight)}
             numbers_of = part * microbatch + jnp.arange(microbatch)
             keys = jax.vmap(lambda i: jax.random.fold_in(train_key, i))(numbers_of)
-            gradients, figures = jax.vmap(one, (None, 0, 0, None))(
-                params, batch, keys, numbers.clip_norm
+            keep = seen.weight > 0
+            # Two passes: the gradients of single examples are never held, only their
+            # norms; the weights then go into one gradient of all.
+            norms = norms_of(params, batch, keys)
+            factors = numbers.clip_norm / jnp.maximum(norms, numbers.clip_norm)
+            factors = jnp.where(keep, factors, 0.0)
+
+            def weighted(params: Params):
+                losses, extra = losses_of(params, batch, keys)
+                # A filler's factor of 0 must not meet a loss that is not finite.
+                return jnp.sum(jnp.where(keep, factors * losses, 0.0)), (losses, extra)
+
+            gradients, (losses, extra) = jax.grad(weighted, has_aux=True)(params)
+            clipped = (norms > numbers.clip_norm).astype(jnp.float32)
+            figures = {**extra, "loss": losses, "examples_clipped": clipped}
+            return gradients, jax.tree.map(
+                lambda x: jnp.sum(jnp.where(keep, x, 0)), figures
             )
-
-            def total(x: jax.Array) -> jax.Array:
-                keep = (seen.weight > 0).reshape(-1, *[1] * (x.ndim - 1))
-                return jnp.sum(jnp.where(keep, x, 0), axis=0)
-
-            return jax.tree.map(total, (gradients, figures))
 
         def body(carry):
             part, seen, sums = carry
@@ -407,13 +427,13 @@ def private_gradient(
 
 def _add_noise(tree: Updates, key: Key, deviation: jax.Array) -> Updates:
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [
-            x + deviation.astype(x.dtype) * jax.random.normal(k, x.shape, x.dtype)
-            for x, k in zip(leaves, keys, strict=True)
-        ]
-    )
+    noise = normal(key, trees.num_params(tree))
+    noised, start = [], 0
+    for x in leaves:
+        own = noise[start : start + x.size].reshape(x.shape)
+        noised.append(x + (deviation * own).astype(x.dtype))
+        start += x.size
+    return structure.unflatten(noised)
 
 
 def build_train(

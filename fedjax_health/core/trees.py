@@ -52,6 +52,18 @@ def squared_norm(tree: Tree) -> jax.Array:
     return sum(products, jnp.float32(0))
 
 
+def elementwise_squared_norm(tree: Tree) -> jax.Array:
+    """Returns the squared L2 norm over all leaves, float32, as sums of squares.
+
+    For trees that are never held: XLA fuses what makes them into the sums, while an
+    inner product asks for its factors.
+    """
+    leaves = jax.tree.leaves(tree)
+    return sum(
+        (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0)
+    )
+
+
 def all_finite(tree: Tree) -> jax.Array:
     """Returns whether the squared norm of all floating leaves is finite, bool ``[]``.
 

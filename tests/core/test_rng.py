@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_health.core.rng import Stream, key_for, root_key
+from fedjax_health.core.rng import Stream, key_for, normal, root_key
 
 
 def data(key):
@@ -26,6 +26,7 @@ def test_stream_numbers_never_change():
         "AGGREGATE": 7,
         "MASK": 8,
         "MECHANISM": 9,
+        "EXAMPLE": 10,
     }
 
 
@@ -81,3 +82,15 @@ def test_traced_numbers_give_the_same_keys():
         assert tuple(np.asarray(row).tolist()) == data(
             key_for(root, Stream.DROPOUT, 4, int(client))
         )
+
+
+def test_normal_numbers_follow_their_law():
+    from scipy import stats
+
+    drawn = np.asarray(normal(root_key(3), 200_001))
+    assert drawn.shape == (200_001,)
+    assert drawn.dtype == np.float32
+    assert stats.kstest(drawn, "norm").pvalue > 0.01
+    assert stats.kstest(drawn + 0.0375, "norm").pvalue < 1e-6
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.01
+    assert not np.array_equal(drawn[:10], np.asarray(normal(root_key(4), 10)))
