@@ -4,6 +4,7 @@ import functools
 import inspect
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +22,14 @@ ARGUMENTS: dict[str, tuple] = {
     "chain": (transforms.clip_l2(1.5), transforms.identity()),
     "clip_l2": (2.0,),
     "clip_per_leaf": (2.0,),
+    "ef21": (transforms.top_k(0.3),),
+    "error_feedback": (transforms.random_k(0.3),),
+    "random_k": (0.3,),
+    "threshold": (0.5,),
+    "top_k": (0.3,),
 }
+# What sends a message of another structure: its coordinates alone.
+COMPACT = ("error_feedback", "random_k")
 KEYWORDS: dict[str, dict] = {"adaptive_clip": {"cohort": 40}}
 
 
@@ -93,13 +101,19 @@ def test_structure_shapes_and_dtypes_are_kept(name, kind):
     context = context_for(transform, updates)
     memory = transform.init(updates)
     sent, kept, report = update(updates, memory, context)
-    assert_same_kind(sent, updates)
+    if name not in COMPACT:
+        assert_same_kind(sent, updates)
     assert_same_kind(kept, memory)
-    shared = transform.reduce(context.shared, report, root_key(1))
+    shared = context.shared
+    if transform.restore is not None:
+        restored, shared = transform.restore(sent, shared, updates)
+        assert_same_kind(restored, updates)
+        assert_same_kind(shared, context.shared)
+    shared = transform.reduce(shared, report, root_key(1))
     assert_same_kind(shared, context.shared)
     # And once more from the memory that it left.
     again, kept, _ = update(updates, kept, context._replace(shared=shared))
-    assert_same_kind(again, updates)
+    assert_same_kind(again, sent)
     assert_same_kind(kept, memory)
 
 
@@ -142,13 +156,41 @@ def test_the_same_key_gives_the_same_message(name, kind):
 
 
 @every_transform
-def test_zero_updates_give_finite_messages(name):
+def test_zero_updates_give_zero_messages(name):
     transform, updates, update = compiled(name, "nested")
     zeros = jax.tree.map(jnp.zeros_like, updates)
     context = context_for(transform, updates)
     sent, kept, report = update(zeros, transform.init(updates), context)
     for x in jax.tree.leaves((sent, kept, report)):
         assert np.all(np.isfinite(np.asarray(x, np.float64)))
+    for x in jax.tree.leaves(sent):
+        np.testing.assert_array_equal(x, 0)
+
+
+@every_tree
+@every_transform
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_update_leaves_its_mark(name, kind, bad):
+    transform, updates, update = compiled(name, kind)
+    context = context_for(transform, updates)
+    for place in range(0, trees.num_params(updates), 5):
+        flat, back = jax.flatten_util.ravel_pytree(updates)
+        broken = back(flat.at[place].set(bad))
+        sent, _, _ = update(broken, transform.init(updates), context)
+        assert not bool(trees.all_finite(sent))
+
+
+@every_transform
+def test_measures_are_numbers_of_the_round(name):
+    transform, updates, update = compiled(name, "nested")
+    if transform.measure is None:
+        pytest.skip("says nothing")
+    context = context_for(transform, updates)
+    _, _, report = update(updates, transform.init(updates), context)
+    said = transform.measure(report, context.shared, jnp.float32(1))
+    for x in said.values():
+        assert x.shape == ()
+        assert np.isfinite(x)
 
 
 @every_transform
