@@ -33,4 +33,33 @@ def build_transform(entry: Any, *, path: str, cohort: int = 1) -> ClientTransfor
                 )
             except ValueError as error:
                 raise config.ConfigError(f"config: {path}: {error}") from error
-    return custom_entry(entry, ClientTransform, path=path)
+        case config.ErrorFeedback():
+            inner = build_transform(entry.inner, path=f"{path}.inner", cohort=cohort)
+            return transforms.error_feedback(inner)
+        case config.Ef21():
+            inner = build_transform(entry.inner, path=f"{path}.inner", cohort=cohort)
+            return transforms.ef21(inner, participation=entry.participation)
+    return _compressor(entry) or custom_entry(entry, ClientTransform, path=path)
+
+
+def _compressor(entry: Any) -> ClientTransform | None:
+    match entry:
+        case config.TopK():
+            return transforms.top_k(entry.keep)
+        case config.RandomK():
+            return transforms.random_k(
+                entry.keep, shared=entry.shared, unbiased=entry.unbiased
+            )
+        case config.Threshold():
+            return transforms.threshold(entry.value)
+        case config.Sign():
+            return transforms.sign(per_leaf=entry.per_leaf)
+        case config.Qsgd():
+            return transforms.qsgd(entry.levels, bucket=entry.bucket)
+        case config.TernGrad():
+            return transforms.terngrad()
+        case config.Drive():
+            return transforms.drive(unbiased=entry.unbiased)
+        case config.Eden():
+            return transforms.eden(entry.bits)
+    return None
