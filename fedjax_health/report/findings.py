@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_health.report.nouns import nouns_of
+from fedjax_health.report.privacy import privacy_of
 from fedjax_health.report.records import (
     View,
     has_no_positives,
@@ -81,6 +82,7 @@ def cautions(view: View) -> list[Finding]:
                 f"{rows} {were} measured: small differences mean little.",
             )
         )
+    found += _privacy_cautions(view)
     found += _training_cautions(view)
     resumed = view.environment.get("resumed")
     for entry in resumed if isinstance(resumed, list) else []:
@@ -204,6 +206,17 @@ def _rows_of_clients(view: View) -> dict[str, int]:
         return {}
     counts = np.bincount(rows.client, minlength=len(rows.client_names))
     return dict(zip(rows.client_names, map(int, counts), strict=True))
+
+
+def _privacy_cautions(view: View) -> list[Finding]:
+    told = privacy_of(view)
+    found = []
+    noise = str(told.get("noise", ""))
+    if "simulation-grade" in noise:
+        found.append(Finding("Simulation-grade noise", _sentence(noise)))
+    for text in _texts(told.get("warnings")):
+        found.append(Finding("Privacy", _sentence(text)))
+    return found
 
 
 def _training_cautions(view: View) -> list[Finding]:

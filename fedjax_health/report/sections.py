@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fedjax_health.report import findings, tables
 from fedjax_health.report.findings import Finding
 from fedjax_health.report.nouns import ATTACKS, nouns_of
+from fedjax_health.report.privacy import is_told, paragraphs
 from fedjax_health.report.records import (
     View,
     numbers_of,
@@ -76,12 +77,13 @@ def sections(
       view: what was read.
       figures: names of the figures that were drawn.
     """
+    # A part that is nothing out of the ordinary to lack is None.
     parts = [build(view, frozenset(figures)) for build in _ORDER]
     there = [part for part in parts if isinstance(part, Section)]
     return there, [part for part in parts if isinstance(part, Absent)]
 
 
-Builder = Callable[[View, frozenset[str]], Section | Absent]
+Builder = Callable[[View, frozenset[str]], Section | Absent | None]
 
 
 def _meaning(view: View, _: frozenset[str]) -> Section | Absent:
@@ -135,6 +137,27 @@ def _training(view: View, figures: frozenset[str]) -> Section | Absent:
     caption = "Loss on the clients' training examples, and ranking of validation rows"
     drawing = Drawing("training", f"{caption}, by round.")
     return Section("training", title, (text,), drawings=(drawing,))
+
+
+def _privacy(view: View, figures: frozenset[str]) -> Section | None:
+    if not is_told(view):
+        return None
+    captions = {
+        "epsilon": "Epsilon of all rounds so far, aborted ones included; it never "
+        "falls.",
+        "traffic": "Bytes by round, and those of all rounds so far.",
+        "messages": "Share of messages that were clipped to the bound, share of "
+        "numbers that were cut at the largest of their integers, and rounds without "
+        "enough messages for a sum.",
+    }
+    found = (tables.guarantee(view), tables.communication(view))
+    return Section(
+        "privacy",
+        "Privacy and communication",
+        paragraphs(view),
+        drawings=_drawings(captions, figures),
+        tables=tuple(table for table in found if table is not None),
+    )
 
 
 def _chosen_model(view: View) -> str:
@@ -339,6 +362,7 @@ _ORDER: tuple[Builder, ...] = (
     _meaning,
     _metrics,
     _training,
+    _privacy,
     _ranking,
     _calibration,
     _clients,

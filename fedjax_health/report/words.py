@@ -65,6 +65,34 @@ def percentage(value: float) -> str:
     return f"{percent:.2g} %"
 
 
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Returns the unit in which bytes are read best: how many bytes it is, its name.
+
+    Args:
+      largest: the largest number of bytes that is to be written.
+    """
+    scale, name = 1.0, "B"
+    # What would be rounded to 1,000 of a unit is 1 of the next.
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(largest) < 999.5 * scale:
+            break
+        scale, name = 1000 * scale, larger
+    return scale, name
+
+
+def size(num_bytes: Any) -> str:
+    """Writes bytes, such as "1.2 MB"; a dash where there is no number.
+
+    Args:
+      num_bytes: how many.
+    """
+    if not isinstance(num_bytes, int | float) or not math.isfinite(num_bytes):
+        return DASH
+    scale, name = byte_unit(num_bytes)
+    scaled = num_bytes / scale
+    return f"{scaled:,.{0 if scale == 1 or scaled >= 99.95 else 1}f} {name}"
+
+
 def listing(names: Sequence[str], *, most: int = 12) -> str:
     """Writes names as part of a sentence.
 

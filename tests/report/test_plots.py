@@ -32,7 +32,8 @@ def texts_of(figure):
 
 
 def test_every_figure_is_drawn(figures):
-    assert list(figures) == list(plots.FIGURES)
+    of_rounds = {"epsilon", "traffic", "messages"}
+    assert list(figures) == [name for name in plots.FIGURES if name not in of_rounds]
 
 
 def test_equal_input_gives_equal_bytes(view, figures):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from fedjax_health.report.plots import curves, groups, timeline
+from fedjax_health.report.plots import curves, groups, rounds, timeline
 from fedjax_health.report.plots.style import COLOURS, DARK, house_style, to_png, to_svg
 from fedjax_health.report.records import View
 
@@ -12,6 +12,9 @@ __all__ = ["COLOURS", "DARK", "FIGURES", "draw", "to_png", "to_svg"]
 
 FIGURES: dict[str, Callable[[View], Figure | None]] = {
     "training": curves.training,
+    "epsilon": rounds.epsilon,
+    "traffic": rounds.traffic,
+    "messages": rounds.messages,
     "roc": curves.roc,
     "pr": curves.pr,
     "scores": curves.scores,

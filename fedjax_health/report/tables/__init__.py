@@ -22,6 +22,7 @@ from fedjax_health.report.tables.metrics import (
     delays,
     metrics,
 )
+from fedjax_health.report.tables.privacy import communication, guarantee
 
 __all__ = [
     "CLIENTS",
@@ -32,11 +33,13 @@ __all__ = [
     "backdoor",
     "cards",
     "clients",
+    "communication",
     "confusion",
     "delays",
     "environment",
     "facts",
     "features",
+    "guarantee",
     "leak_checks",
     "leak_columns",
     "metrics",
