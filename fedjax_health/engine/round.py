@@ -103,7 +103,7 @@ def compiled_step(structure: Structure) -> Step:
 
     def halves(state, fields, examples, root_batches):
         sent = send(state, fields, examples, root_batches)
-        gathered = _gather_on_host(structure, state, sent)
+        gathered = _gather_on_host(structure, state, sent, fields[1])
         return receive(state, fields, examples, sent, gathered)
 
     return halves
@@ -250,12 +250,21 @@ def _gather(structure: Structure, state: RoundState, sent: Sent) -> Gathered | N
     released = jnp.bool_(True)
     if secure is not None:
         released = jnp.sum(sent.good) >= secure.threshold(state.aggregator)
+    weights = sent.weights
+    if secure is not None and secure.weigh is not None:
+        weights = secure.weigh(weights, state.aggregator)
     sums = jax.tree.map(lambda x: jnp.where(released, x, 0)[None], total)
-    return Gathered(sums, jnp.sum(sent.weights)[None], released[None], {})
+    return Gathered(sums, jnp.sum(weights)[None], released[None], {})
 
 
-def _gather_on_host(structure: Structure, state: RoundState, sent: Sent) -> Gathered:
-    """Runs the protocol on what the clients have sent; NumPy in and out."""
+def _gather_on_host(
+    structure: Structure, state: RoundState, sent: Sent, drawn: AnyArray
+) -> Gathered:
+    """Runs the protocol on what the clients have sent; NumPy in and out.
+
+    Clients that were drawn and delivered nothing dropped out on the way; slots that are
+    not ``drawn`` (``[cohort]``, 0 or 1) hold nobody.
+    """
     assert structure.secure is not None
     assert structure.secure.gather is not None
     key = key_for(state.key, Stream.AGGREGATE, state.round, SERVER)
@@ -268,6 +277,8 @@ def _gather_on_host(structure: Structure, state: RoundState, sent: Sent) -> Gath
             sent.context._replace(root_updates=None),
         )
     )
+    ids = np.where(np.asarray(drawn) != 0, context.client_ids, -1)
+    context = context._replace(client_ids=ids)
     return structure.secure.gather(stacked, weights, own_state, data, context)
 
 
@@ -301,7 +312,7 @@ def _combine(
         return _combine_groups(structure, state, sent, gathered)
     total_weight = jnp.sum(sent.weights)
     if gathered is not None:
-        released = gathered.released[0]
+        released, total_weight = gathered.released[0], gathered.weights[0]
         total = jax.tree.map(lambda x: x[0], gathered.sums)
         metrics = gathered.metrics
     elif sent.trained.stacked is None:
