@@ -34,10 +34,12 @@ def add_bytes(
 ) -> Traffic:
     """Writes the bytes of each round into its line.
 
-    ``uplink_bytes`` is what a coder measured, to the nearest byte of a float32 (in
-    steps of 2 bytes above 16.7 MB, of 4 above 33.5 MB and so on), or else the bytes of
-    one message times the messages that were delivered, unusable ones included. Every
-    client that was drawn has received the model, those that then dropped out too.
+    ``uplink_bytes`` is what the phases of a secure sum counted, or what a coder
+    measured, to the nearest byte of a float32 (in steps of 2 bytes above 16.7 MB, of 4
+    above 33.5 MB and so on), or else the bytes of one message times the messages that
+    were delivered, unusable ones included. Every client that was drawn has received the
+    model, those that then dropped out too; what a secure sum's phases send down comes
+    on top.
 
     Args:
       lines: of the rounds, in order; changed in place.
@@ -54,7 +56,9 @@ def add_bytes(
         up = messages * message.uplink_bytes()
         if measured is not None and math.isfinite(measured):
             up = round(measured)
+        up = _of_phases(line, "up") or up
         down = (messages + line.get("dropped", 0)) * downlink
+        down += _of_phases(line, "down")
         before = Traffic(before.uplink + up, before.downlink + down)
         line |= {
             "uplink_bytes": up,
@@ -234,6 +238,12 @@ def aborted_rounds(
 
 def _settings(config: Config) -> Any:
     return Settings() if config.privacy is None else config.privacy
+
+
+def _of_phases(line: Mapping[str, Any], direction: str) -> int:
+    """Returns the bytes that the protocol of a secure sum sent; 0 where none was."""
+    prefix = f"secagg_bytes_{direction}_"
+    return round(sum(v for name, v in line.items() if name.startswith(prefix)))
 
 
 def _messages(line: Mapping[str, Any]) -> int:

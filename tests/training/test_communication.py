@@ -164,6 +164,17 @@ def test_measured_bytes_stand_in_place_of_the_static_ones():
     assert all(isinstance(row["uplink_bytes"], int) for row in lines)
 
 
+def test_the_phases_of_a_protocol_are_counted_whole():
+    phases = {
+        "secagg_bytes_up_share_keys": 30.0,
+        "secagg_bytes_up_masked_input": 200.0,
+        "secagg_bytes_down_share_keys": 9.0,
+        "secagg_messages_share_keys": 4.0,
+    }
+    lines = [line(1, uplink_bytes=41.0, **phases)]
+    assert account.add_bytes(lines, built(), Traffic()) == (230, 429)
+
+
 def test_bytes_that_are_no_number_are_not_measured():
     lines = [line(1, uplink_bytes=float("nan"))]
     assert account.add_bytes(lines, built(), Traffic()).uplink == 400
