@@ -110,6 +110,18 @@ def group_of(
 
 
 @functools.cache
+def _compiled_groups(count: int, population: int | None) -> Callable[..., jax.Array]:
+    """Returns ``(key words, client ids) -> groups``."""
+
+    @jax.jit
+    def groups(words: jax.Array, ids: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return group_of(jax.random.fold_in(key, 0), ids, count, population)
+
+    return groups
+
+
+@functools.cache
 def build_gather(
     fidelity: Fidelity, bits: int, grouping: Grouping | None, graph: Graph
 ) -> tuple[Callable[..., Gathered], Callable[..., Gathered]]:
@@ -206,39 +218,39 @@ def build_gather(
         key: np.ndarray,
         context: AggregationContext,
     ) -> Gathered:
-        typed = jax.random.wrap_key_data(jnp.asarray(key), impl="threefry2x32")
-        n = len(weights)
-        groups, count = assigned(typed, jnp.asarray(context.client_ids), n)
-        leaves, treedef = jax.tree.flatten(integers)
-        flat = np.concatenate([np.asarray(x).reshape(n, -1) for x in leaves], axis=1)
         weights = np.asarray(weights, np.float32)
+        n = len(weights)
+        count = num_groups(grouping, n)
+        ids = np.asarray(context.client_ids)
+        groups = np.zeros(n, np.int32)
+        if grouping is not None:
+            # The same program as inside a round: the same groups.
+            groups = np.asarray(_compiled_groups(count, grouping.population)(key, ids))
+        leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, integers))
+        flat = np.concatenate([x.reshape(n, -1) for x in leaves], axis=1)
         sums, released, said = _run(
             flat,
             weights > 0,
-            np.asarray(context.client_ids),
-            np.zeros(n, np.int32) if groups is None else np.asarray(groups),
-            np.asarray(key),
+            ids,
+            groups,
+            key,
             np.asarray(state.threshold),
             count=count,
             bits=bits,
             graph=graph,
         )
-        edges = np.cumsum([np.asarray(x).size // n for x in leaves])[:-1]
+        edges = np.cumsum([x.size // n for x in leaves])[:-1]
         parts = [
-            part.reshape(count, *np.shape(x)[1:])
+            part.reshape(count, *x.shape[1:])
             for part, x in zip(np.split(sums, edges, axis=1), leaves, strict=True)
         ]
-        metrics = dict(zip(METRICS, said, strict=True))
-        made = finished(
-            treedef.unflatten(parts),
-            jnp.asarray(released),
-            jnp.asarray(weights),
-            groups,
-            count,
-            state,
-            metrics,
-        )
-        return jax.tree.map(np.asarray, made)
+        metrics: dict[str, Any] = dict(zip(METRICS, said, strict=True))
+        if grouping is not None:
+            metrics["groups_released"] = np.int32(released.sum())
+        total = np.zeros(count, np.float32)
+        np.add.at(total, groups, np.minimum(weights, np.asarray(state.max_weight)))
+        total = np.where(released, total, np.float32(0))
+        return Gathered(treedef.unflatten(parts), total, released, metrics)
 
     if fidelity == "protocol":
         return on_host, called_back
@@ -331,9 +343,24 @@ def _filled(ids: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def encode_rows(
-    codec: Codec, stacked: Updates, weights: jax.Array, state: State, key: Key
+    codec: Codec,
+    stacked: Updates,
+    weights: jax.Array,
+    state: State,
+    key: Key,
+    *,
+    ranged: bool,
 ) -> tuple[Any, jax.Array]:
-    """Encodes the rows of a stack; returns the integers and their saturated share."""
+    """Encodes the rows of a stack; returns the integers and their saturated share.
+
+    Raises:
+      ValueError: without a range of its own, since no L2 bound is known here.
+    """
+    if not ranged:
+        raise ValueError(
+            "an update called by itself knows no bound of the messages: give "
+            "value_range"
+        )
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(weights.shape[0]))
     integers, saturated = jax.vmap(
         lambda x, weight, key: codec.encode(x, weight, state, key, None)

@@ -65,6 +65,7 @@ def _parts(
     grouping: Grouping,
     graph: Graph,
     rule: Callable[..., tuple[Updates, State, Metrics]],
+    ranged: bool,
 ) -> tuple:
     """Returns update and the secure parts: the same objects for the same arguments."""
     codec = fixed_point(bits)
@@ -99,7 +100,9 @@ def _parts(
         *,
         context: AggregationContext | None = None,
     ) -> tuple[Updates, State, Metrics]:
-        integers, saturated = encode_rows(codec, stacked, weights, state, key)
+        integers, saturated = encode_rows(
+            codec, stacked, weights, state, key, ranged=ranged
+        )
         context = known(context, weights)
         gathered = traced(integers, weights, state, key, context)
         means = decode_means(codec, gathered, state, stacked)
@@ -201,7 +204,9 @@ def grouped_secure(
         )
     grouping = Grouping(group_size, population)
     graph = Graph(degree, corrupt, dropout)
-    update, secure = _parts(fidelity, bits, grouping, graph, rule.update)
+    update, secure = _parts(
+        fidelity, bits, grouping, graph, rule.update, value_range is not None
+    )
 
     def init(params: Params) -> SecureState:
         return start(min_group, max_weight, value_range, rule.init(params))

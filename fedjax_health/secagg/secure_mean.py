@@ -41,7 +41,7 @@ def threshold_of(state: SecureState) -> jax.Array:
 
 
 @functools.cache
-def _parts(fidelity: Fidelity, bits: int, graph: Graph) -> tuple:
+def _parts(fidelity: Fidelity, bits: int, graph: Graph, ranged: bool) -> tuple:
     """Returns update and the secure parts: the same objects for the same arguments."""
     codec = fixed_point(bits)
     gather, traced = build_gather(fidelity, bits, None, graph)
@@ -54,7 +54,9 @@ def _parts(fidelity: Fidelity, bits: int, graph: Graph) -> tuple:
         *,
         context: AggregationContext | None = None,
     ) -> tuple[Updates, State, Metrics]:
-        integers, saturated = encode_rows(codec, stacked, weights, state, key)
+        integers, saturated = encode_rows(
+            codec, stacked, weights, state, key, ranged=ranged
+        )
         context = known(context, weights)
         gathered = traced(integers, weights, state, key, context)
         means = decode_means(codec, gathered, state, stacked)
@@ -125,7 +127,9 @@ def secure_mean(
         check_whole(name, "degree", degree, least=2, why=why)
     check_share(name, "corrupt", corrupt)
     check_share(name, "dropout", dropout)
-    update, secure = _parts(fidelity, bits, Graph(degree, corrupt, dropout))
+    update, secure = _parts(
+        fidelity, bits, Graph(degree, corrupt, dropout), value_range is not None
+    )
 
     def init(params: Params) -> SecureState:
         del params
