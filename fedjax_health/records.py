@@ -59,6 +59,8 @@ class RunFolder(NamedTuple):
       result: the final metrics, JSON.
       figures: curves, intervals and figures by client and attack, JSON.
       leakcheck: what the leak check found before training, JSON.
+      audit: what attacks on the finished run found, JSON.
+      audit_page: the same for a reader, HTML.
       preprocessing: all that was fitted to the training part, NPZ.
       model: parameters of the best model, NPZ.
       detector: what it takes to use them on other data, JSON.
@@ -78,6 +80,8 @@ class RunFolder(NamedTuple):
     result: Path
     figures: Path
     leakcheck: Path
+    audit: Path
+    audit_page: Path
     preprocessing: Path
     model: Path
     detector: Path
@@ -162,6 +166,8 @@ def run_folder(root: StrPath) -> RunFolder:
         result=root / "result.json",
         figures=root / "figures.json",
         leakcheck=root / "leakcheck.json",
+        audit=root / "audit.json",
+        audit_page=root / "audit.html",
         preprocessing=root / "preprocessing.npz",
         model=root / "model.npz",
         detector=root / "detector.json",

@@ -47,6 +47,8 @@ def run_command(options: argparse.Namespace) -> Outcome:
             return leakcheck(options)
         case "privacy":
             return privacy(options)
+        case "audit":
+            return audit(options)
         case "generate":
             return generate(options)
         case "presets":
@@ -211,6 +213,26 @@ def privacy(options: argparse.Namespace) -> Outcome:
     from fedjax_health.cli.privacy import answer, present
 
     result = answer(options)
+    return Outcome(result, lambda stream: present(result, stream))
+
+
+def audit(options: argparse.Namespace) -> Outcome:
+    """Attacks a finished run; the exit code is 0 whatever is found.
+
+    Args:
+      options: folder, shadows, canaries, rounds, seed and the device options.
+
+    Returns:
+      Every attack with its threat model and figure, and where the page lies.
+    """
+    from fedjax_health.config import load
+
+    folder = records.open_folder(options.folder)
+    _prepare(options, load(folder.config).devices or _devices_before(folder))
+
+    from fedjax_health.cli.audit import attack, present
+
+    result = attack(options)
     return Outcome(result, lambda stream: present(result, stream))
 
 

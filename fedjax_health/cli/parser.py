@@ -146,6 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_privacy(privacy)
 
+    audit = _add(
+        commands, "audit", "attack a finished run and say what it leaks, and to whom"
+    )
+    _add_audit(audit)
+    _add_device(audit)
+
     generate = _add(commands, "generate", "write the embedded data as CSV or Parquet")
     _add_config(generate)
     generate.add_argument(
@@ -234,6 +240,33 @@ def _add_privacy(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--plot", metavar="FILE", help="draw epsilon over rounds, .svg or .png"
+    )
+
+
+def _add_audit(parser: argparse.ArgumentParser):
+    parser.add_argument("folder", metavar="DIR", help="run folder")
+    parser.add_argument(
+        "--shadows",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help="models trained on random halves of the data (default: 16)",
+    )
+    parser.add_argument(
+        "--canaries",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="clients whose message is known (default: 100)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        metavar="N",
+        help="at most so many rounds of a training that is repeated (default: 60)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the audit, not the run's"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_health import records
 from fedjax_health.records import RunFolderError
 from fedjax_health.report import html, plots, tables
+from fedjax_health.report.audit import audit_section
 from fedjax_health.report.description import what_was_run
 from fedjax_health.report.findings import cautions
 from fedjax_health.report.plots import sweep as sweep_plots
@@ -58,6 +59,9 @@ def write_report(
         events.require()
     figures = plots.draw(view)
     there, absent = sections(view, figures)
+    audited = audit_section(folder)
+    if audited is not None:
+        there.append(audited)
     content = html.Page(
         title="Detection report",
         subject="Evaluation" if view.kind == "evaluation" else "Run",
