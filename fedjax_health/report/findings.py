@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_health.report.nouns import nouns_of
-from fedjax_health.report.privacy import privacy_of
+from fedjax_health.report.privacy import guarantees_of
 from fedjax_health.report.records import (
     View,
     has_no_positives,
@@ -209,13 +209,13 @@ def _rows_of_clients(view: View) -> dict[str, int]:
 
 
 def _privacy_cautions(view: View) -> list[Finding]:
-    told = privacy_of(view)
     found = []
-    noise = str(told.get("noise", ""))
-    if "simulation-grade" in noise:
-        found.append(Finding("Simulation-grade noise", _sentence(noise)))
-    for text in _texts(told.get("warnings")):
-        found.append(Finding("Privacy", _sentence(text)))
+    for told in guarantees_of(view):
+        noise = str(told.get("noise", ""))
+        if "simulation-grade" in noise:
+            found.append(Finding("Simulation-grade noise", _sentence(noise)))
+        for text in _texts(told.get("warnings")):
+            found.append(Finding("Privacy", _sentence(text)))
     return found
 
 

@@ -20,6 +20,17 @@ def privacy_of(view: View) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
+def guarantees_of(view: View) -> list[dict[str, Any]]:
+    """Returns the guarantees of a run: of a client, and of an example.
+
+    Args:
+      view: what was read.
+    """
+    by_example = view.result.get("example_privacy")
+    found = [privacy_of(view), by_example if isinstance(by_example, dict) else {}]
+    return [told for told in found if told]
+
+
 def communication_of(view: View) -> dict[str, Any]:
     """Returns the bytes of a whole run; empty where they were not counted.
 
@@ -39,7 +50,7 @@ def is_told(view: View) -> bool:
     if view.kind == "evaluation":
         return False
     named = ("epsilon", "saturation", "clip_fraction", "aborted")
-    if privacy_of(view) or any(len(numbers_of(view, name)[0]) for name in named):
+    if guarantees_of(view) or any(len(numbers_of(view, name)[0]) for name in named):
         return True
     counted = len(numbers_of(view, "uplink_bytes")[0]) > 0
     return counted and bool(view.config.get("transforms"))
@@ -51,7 +62,9 @@ def paragraphs(view: View) -> tuple[str, ...]:
     Args:
       view: what was read.
     """
-    found = (_meaning(view), _chosen(view), _sent(view), _shaped(view), _aborted(view))
+    meanings = [_meaning(told) for told in guarantees_of(view)]
+    others = (_chosen(view), _sent(view), _shaped(view), _aborted(view))
+    found = (*meanings, *others)
     return tuple(text for text in found if text)
 
 
@@ -64,18 +77,15 @@ def epsilon_text(value: Any) -> str:
     return "no bound" if value is None else number(value)
 
 
-def _meaning(view: View) -> str:
-    told = privacy_of(view)
+def _meaning(told: dict[str, Any]) -> str:
     epsilon, delta = told.get("epsilon"), told.get("delta")
-    if not told:
-        return ""
     if not isinstance(epsilon, int | float) or not isinstance(delta, int | float):
         return "No bound on epsilon is known: nothing is guaranteed."
     unit = str(told.get("unit", "client"))
-    about = f"whether one {unit} took part"
+    about = f"whether one {unit} was there"
     if str(told.get("relation", "")).startswith("replace"):
         about = f"which data one {unit} holds"
-    text = f"Epsilon is {number(epsilon)} at delta {delta:g}."
+    text = f"For one {unit} epsilon is {number(epsilon)} at delta {delta:g}."
     if epsilon < 700:
         text += (
             " Whoever sees what is released can improve the odds of a guess on "

@@ -150,7 +150,11 @@ def _privacy(view: View, figures: frozenset[str]) -> Section | None:
         "numbers that were cut at the largest of their integers, and rounds without "
         "enough messages for a sum.",
     }
-    found = (tables.guarantee(view), tables.communication(view))
+    found = (
+        *tables.guarantees(view),
+        tables.communication(view),
+        tables.secure_sums(view),
+    )
     return Section(
         "privacy",
         "Privacy and communication",

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedjax_health.build.algorithm import Built
 from fedjax_health.config import Config
+from fedjax_health.data.store import ClientStore
 from fedjax_health.privacy import ledger
-from fedjax_health.privacy.accounting import Settings
+from fedjax_health.privacy.accounting import Settings, delta_warning, worst_client
 
 SEEDED = (
     "privacy: a simulation with a known seed: whoever has the seed can take the noise "
@@ -184,27 +185,96 @@ def privacy_of_run(
     }
 
 
-def privacy_messages(config: Config, built: Built) -> list[str]:
+def example_privacy(
+    config: Config, store: ClientStore, rounds: int
+) -> dict[str, Any] | None:
+    """Returns what DP-SGD inside the clients protects.
+
+    The figure is that of the client whose examples are protected least, as if it took
+    part in every round: how often it does is not counted in its favour.
+
+    Args:
+      config: the configuration.
+      store: the clients' training examples.
+      rounds: to account for.
+
+    Returns:
+      Names and values as ``ledger.describe`` has them; None without DP-SGD.
+    """
+    local = config.local
+    chosen = local.example_privacy
+    if chosen is None:
+        return None
+    sizes = np.diff(store.offsets)
+    steps = -(-sizes // local.batch_size) * (local.epochs or 0)
+    if local.steps is not None:
+        steps = np.where(sizes > 0, local.steps, 0)
+    settings = _settings(config)
+    worst = worst_client(
+        chosen.noise_multiplier,
+        local.batch_size,
+        sizes.tolist(),
+        steps.tolist(),
+        rounds,
+        settings=settings,
+    )
+    size = int(sizes[worst.index])
+    names = store.client_names
+    told = delta_warning(settings.delta, size, unit="example")
+    return {
+        "unit": "example",
+        "relation": "add or remove one: an example is there or is not",
+        "sampler": (
+            f"Poisson inside each client, {local.batch_size:,} examples expected in a "
+            f"batch, {int(steps[worst.index]):,} steps a round, every round"
+        ),
+        "rounds": rounds,
+        "epsilon": worst.epsilon,
+        "delta": settings.delta,
+        "accountant": settings.accountant,
+        "noise": "float32 Gaussian on each step's gradient: simulation-grade noise",
+        "noise_multiplier": chosen.noise_multiplier,
+        "protected_against": "whoever sees the messages of the client, the server too",
+        "least_protected": str(names[worst.index]) if names else str(worst.index),
+        "examples_of_least_protected": size,
+        "not_covered": [
+            "other examples of the same person or device: each counts by itself",
+            *ledger.NOT_COVERED,
+        ],
+        "warnings": [] if told is None else [told],
+    }
+
+
+def privacy_messages(config: Config, built: Built, store: ClientStore) -> list[str]:
     """Returns what a person should know of a run's privacy before it starts.
 
     Args:
       config: the configuration.
       built: what was built from it.
+      store: the clients' training examples.
 
     Raises:
-      PrivacyError: if the mechanism cannot be accounted for.
+      PrivacyError: if the noise cannot be accounted for.
     """
-    told = guarantee(config, built, config.rounds)
-    if told is None:
-        return []
-    noise = told["noise"]
-    return [
-        f"privacy: epsilon {told['epsilon']:.3g} at delta {told['delta']:g} for one "
-        f"{told['unit']} after {config.rounds:,} rounds, by {told['accountant']}",
-        *([f"warning: {noise}"] if "simulation-grade" in noise else []),
-        *(f"warning: {text}" for text in told["warnings"]),
-        SEEDED,
-    ]
+    found = (
+        guarantee(config, built, config.rounds),
+        example_privacy(config, store, config.rounds),
+    )
+    said = []
+    for told in found:
+        if told is None:
+            continue
+        noise, unit = told["noise"], f"one {told['unit']}"
+        if "least_protected" in told:
+            unit += f" of {told['least_protected']}, which is protected least,"
+        said.append(
+            f"privacy: epsilon {told['epsilon']:.3g} at delta {told['delta']:g} for "
+            f"{unit} after {config.rounds:,} rounds, by {told['accountant']}"
+        )
+        if "simulation-grade" in noise:
+            said.append(f"warning: {noise}")
+        said += [f"warning: {text}" for text in told["warnings"]]
+    return [*said, SEEDED] if said else []
 
 
 def aborted_rounds(

@@ -11,7 +11,7 @@ from fedjax_health.core.message import Message
 from fedjax_health.data.preprocess import summary
 from fedjax_health.data.store import ClientStore
 from fedjax_health.engine.devices import available_memory
-from fedjax_health.training.account import guarantee
+from fedjax_health.training.account import example_privacy, guarantee
 from fedjax_health.training.setup import disk_bytes, prepare_run, state_bytes
 
 # What the interpreter and its libraries take before any data is there; measured.
@@ -81,7 +81,7 @@ def describe(config: Config) -> dict[str, Any]:
             ),
             **_secure_sum(message),
         },
-        **_privacy(config, built),
+        **_privacy(config, built, store),
         "memory": {
             **{f"{name} (bytes)": int(value) for name, value in table.items()},
             "predicted_bytes": int(sum(table.values())),
@@ -104,10 +104,13 @@ def _secure_sum(message: Message) -> dict[str, Any]:
     }
 
 
-def _privacy(config: Config, built: build.Built) -> dict[str, Any]:
-    """Returns the guarantee of the whole plan; empty without a mechanism."""
-    told = guarantee(config, built, config.rounds)
-    return {} if told is None else {"privacy": told}
+def _privacy(config: Config, built: build.Built, store: ClientStore) -> dict[str, Any]:
+    """Returns what the whole plan guarantees; empty where it is nothing."""
+    found = {
+        "privacy": guarantee(config, built, config.rounds),
+        "example_privacy": example_privacy(config, store, config.rounds),
+    }
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def _bytes(store: ClientStore) -> int:

@@ -27,7 +27,11 @@ from fedjax_health.metrics import host
 from fedjax_health.metrics.figures import figures
 from fedjax_health.metrics.summary import METRICS, Scored, evaluate_scores
 from fedjax_health.records import RunFolder
-from fedjax_health.training.account import communication, privacy_of_run
+from fedjax_health.training.account import (
+    communication,
+    example_privacy,
+    privacy_of_run,
+)
 from fedjax_health.training.best import Best
 from fedjax_health.training.setup import Run
 
@@ -108,6 +112,9 @@ def finish(
     )
     if privacy is not None:
         result["privacy"] = privacy
+    by_example = example_privacy(config, run.prepared.store, rounds)
+    if by_example is not None:
+        result["example_privacy"] = by_example
     held_out = parts.train.num_clients - run.prepared.store.num_clients
     if held_out:
         result["held_out_clients"] = held_out

@@ -82,7 +82,7 @@ def prepare_run(config: Config, progress: Progress, *, leaks: bool = False) -> R
     with records.tell_warnings(progress, DataWarning) as told_later:
         built = build.build(config, prepared)
     progress.on_message(f"clients: {built.algorithm.parallelism}")
-    for text in privacy_messages(config, built):
+    for text in privacy_messages(config, built, prepared.store):
         progress.on_message(text)
     said = tuple(dict.fromkeys((*told, *told_later)))
     return Run(config, prepared, built, data_version(config, dataset), found, said)

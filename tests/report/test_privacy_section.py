@@ -11,7 +11,7 @@ from fedjax_health.report import plots, write_report
 from fedjax_health.report.findings import cautions
 from fedjax_health.report.privacy import is_told, paragraphs
 from fedjax_health.report.records import read_folder
-from fedjax_health.report.tables import communication, guarantee
+from fedjax_health.report.tables import communication, guarantees, secure_sums
 from fedjax_health.report.words import DASH, byte_unit, size
 from tests.report import folder
 from tests.report.test_tensorboard import read_back
@@ -106,16 +106,17 @@ def test_the_section_stands_in_the_page_with_its_figures_and_escaped(paths, tmp_
 
 
 def test_the_guarantee_is_told_in_words(view):
-    rows = dict(guarantee(view).rows)
+    (table,) = guarantees(view)
+    rows = dict(table.rows)
     assert rows["epsilon, all rounds together"] == "3.250"
     assert rows["epsilon up to the round of the model"] == "2.125"
     assert rows["delta"] == "1e-05"
     assert rows["neighbouring data"].startswith("add or remove one")
-    left_out = [row[1] for row in guarantee(view).rows if row[0] == "not covered"]
+    left_out = [row[1] for row in table.rows if row[0] == "not covered"]
     assert left_out == [folder.IMAGE, "the metrics"]
     meaning, chosen, sent, shaped, aborted = paragraphs(view)
     assert f"exp(epsilon) = {math.exp(3.25):.3g}," in meaning
-    assert "whether one client took part" in meaning
+    assert "whether one client was there" in meaning
     assert "model of round 2 was chosen" in chosen
     assert sent == (
         "Clients sent 4.0 MB in all and received 16.0 MB. One message took 100 kB on "
@@ -168,7 +169,7 @@ def test_weak_guarantees_are_warned_of(tmp_path):
     said = {finding.about: finding.text for finding in cautions(view)}
     assert said["Simulation-grade noise"] == f"{noise}."
     assert said["Privacy"] == "delta=0.3 is 1/n or more."
-    table = guarantee(view)
+    (table,) = guarantees(view)
     assert [table.rows[i][0] for i in table.marked] == ["warning"]
     meaning = paragraphs(view)[0]
     assert "no protection" in meaning
@@ -182,7 +183,8 @@ def test_an_infinite_epsilon_is_no_bound(tmp_path):
         tmp_path / "ward", rows=rows, epsilon=None, epsilon_at_best_round=None
     )
     view = read_folder(open_ended.root)
-    assert dict(guarantee(view).rows)["epsilon, all rounds together"] == "no bound"
+    (table,) = guarantees(view)
+    assert dict(table.rows)["epsilon, all rounds together"] == "no bound"
     assert "nothing is guaranteed" in paragraphs(view)[0]
     assert "epsilon" not in plots.draw(view)
 
@@ -202,8 +204,44 @@ def test_a_compressed_run_without_a_mechanism_tells_its_bytes(tmp_path):
         file.write('\n[[transforms]]\nkind = "top_k"\n')
     view = read_folder(paths.root)
     assert [name for name in plots.draw(view) if name in FIGURES] == ["traffic"]
-    assert guarantee(view) is None
+    assert guarantees(view) == []
     assert len(paragraphs(view)) == 1
+
+
+def test_examples_that_are_protected_have_a_table_of_their_own(tmp_path):
+    paths = write(tmp_path / "ward")
+    known = json.loads(paths.result.read_text())
+    known["example_privacy"] = {
+        **known["privacy"],
+        "unit": "example",
+        "epsilon": 8.5,
+        "noise": "float32 Gaussian: simulation-grade noise",
+        "least_protected": folder.SCRIPT,
+    }
+    paths.result.write_text(json.dumps(known))
+    view = read_folder(paths.root)
+    client, example = guarantees(view)
+    assert client.caption.startswith("Privacy of one client:")
+    assert example.caption.startswith("Privacy of one example:")
+    rows = dict(example.rows)
+    assert rows["client whose examples are protected least"] == folder.SCRIPT
+    assert paragraphs(view)[1].startswith("For one example epsilon is 8.500")
+    assert "Simulation-grade noise" in {finding.about for finding in cautions(view)}
+
+
+def test_phases_of_a_secure_sum_have_a_table(tmp_path, view):
+    phases = {
+        f"secagg_{what}_{phase}": value
+        for what, value in (("messages", 4.0), ("bytes_up", 2e6), ("bytes_down", 1.0))
+        for phase in ("share_keys", "masked_input")
+    }
+    paths = write(tmp_path / "ward", rows=lines(**phases))
+    table = secure_sums(read_folder(paths.root))
+    assert table.rows == (
+        ("share keys", "4.0", "2.0 MB", "1 B"),
+        ("masked input", "4.0", "2.0 MB", "1 B"),
+    )
+    assert secure_sums(view) is None
 
 
 @pytest.mark.parametrize("kind", ["old", "evaluation"])

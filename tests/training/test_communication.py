@@ -120,6 +120,29 @@ def test_weak_settings_are_warned_of_once(table):
     assert delta.startswith("warning: delta=0.3")
 
 
+def test_examples_that_dp_sgd_protects_are_accounted_at_the_worst_client(table):
+    said = []
+    config = tiny.config(
+        table,
+        "local.epochs=2",
+        "local.example_privacy.clip_norm=1.0",
+        "local.example_privacy.noise_multiplier=1.1",
+        "privacy.delta=0.1",
+    )
+    run = prepare_run(config, records.SILENT._replace(on_message=said.append))
+    told = account.example_privacy(config, run.prepared.store, 4)
+    # 26 windows in batches of 16: two steps an epoch.
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    event = dp.PoissonSampledDpEvent(16 / 26, dp.GaussianDpEvent(1.1))
+    direct = accountant.compose(event, 2 * 2 * 4).get_epsilon(0.1)
+    assert told["epsilon"] == pytest.approx(direct, rel=1e-3)
+    assert told["least_protected"] == "s0"
+    assert (told["unit"], told["examples_of_least_protected"]) == ("example", 26)
+    assert any(f"epsilon {told['epsilon']:.3g} at delta 0.1 for one" in t for t in said)
+    assert any("1/n or more for 26 examples" in text for text in said)
+    assert account.example_privacy(tiny.config(table), run.prepared.store, 4) is None
+
+
 def test_the_plan_tells_epsilon_and_both_directions(table):
     told = training.describe(private(table, *SAMPLED))
     assert told["privacy"]["rounds"] == 6

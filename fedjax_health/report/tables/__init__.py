@@ -22,7 +22,11 @@ from fedjax_health.report.tables.metrics import (
     delays,
     metrics,
 )
-from fedjax_health.report.tables.privacy import communication, guarantee
+from fedjax_health.report.tables.privacy import (
+    communication,
+    guarantees,
+    secure_sums,
+)
 
 __all__ = [
     "CLIENTS",
@@ -39,9 +43,10 @@ __all__ = [
     "environment",
     "facts",
     "features",
-    "guarantee",
+    "guarantees",
     "leak_checks",
     "leak_columns",
     "metrics",
+    "secure_sums",
     "spread",
 ]

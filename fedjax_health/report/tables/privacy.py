@@ -1,11 +1,13 @@
 """The guarantee of a run and its bytes, as tables."""
 
+from typing import Any
+
 from fedjax_health.report.privacy import (
     communication_of,
     epsilon_text,
-    privacy_of,
+    guarantees_of,
 )
-from fedjax_health.report.records import View
+from fedjax_health.report.records import View, numbers_of
 from fedjax_health.report.tables.form import Table, rate
 from fedjax_health.report.words import number, size
 
@@ -18,22 +20,30 @@ _GUARANTEE = (
     ("rounds", "rounds"),
     ("epsilon_at_best_round", "epsilon up to the round of the model"),
     ("clients", "clients"),
+    ("least_protected", "client whose examples are protected least"),
+    ("examples_of_least_protected", "its examples"),
     ("sampler", "how a round's clients are drawn"),
     ("noise", "noise"),
     ("noise_multiplier", "noise multiplier"),
     ("accountant", "accountant"),
 )
 
+_PHASES = ("advertise_keys", "share_keys", "masked_input", "unmasking")
 
-def guarantee(view: View) -> Table | None:
+
+def guarantees(view: View) -> list[Table]:
     """Returns what is protected, against whom, how much and over how long.
 
     Args:
       view: what was read.
+
+    Returns:
+      A table for each unit that is protected.
     """
-    told = privacy_of(view)
-    if not told:
-        return None
+    return [_guarantee(told) for told in guarantees_of(view)]
+
+
+def _guarantee(told: dict[str, Any]) -> Table:
     rows = []
     for name, text in _GUARANTEE:
         if name not in told:
@@ -53,7 +63,8 @@ def guarantee(view: View) -> Table | None:
                 marked.append(len(rows))
             rows.append((text, str(one)))
     return Table(
-        "What is protected, against whom, how much and over how long",
+        f"Privacy of one {told.get('unit', 'client')}: against whom, how much and over "
+        "how long",
         ("what", "value"),
         tuple(rows),
         frozenset({0, 1}),
@@ -81,3 +92,27 @@ def communication(view: View) -> Table | None:
     if isinstance(share, int | float):
         rows.append(("share of the message without compression", rate(share)))
     return Table("Bytes on the wire", ("what", "bytes"), tuple(rows))
+
+
+def secure_sums(view: View) -> Table | None:
+    """Returns what the phases of a secure sum sent, by round on average.
+
+    Args:
+      view: what was read.
+    """
+    columns = ("messages", "bytes_up", "bytes_down")
+    rows = []
+    for phase in _PHASES:
+        found = [numbers_of(view, f"secagg_{name}_{phase}")[1] for name in columns]
+        if not all(len(values) for values in found):
+            continue
+        messages, up, down = (float(values.mean()) for values in found)
+        name = phase.replace("_", " ")
+        rows.append((name, f"{messages:,.1f}", size(up), size(down)))
+    if not rows:
+        return None
+    return Table(
+        "Phases of the secure sum, by round on average",
+        ("phase", "messages", "from the clients", "to the clients"),
+        tuple(rows),
+    )
