@@ -76,7 +76,6 @@ def _check_levels(
     )
 
 
-@functools.cache
 def sign(*, per_leaf: bool = True) -> ClientTransform:
     """Sends signs and the mean magnitude: ``sign(x) mean(|x|)``.
 
@@ -87,6 +86,11 @@ def sign(*, per_leaf: bool = True) -> ClientTransform:
     Args:
       per_leaf: one scale for each leaf, or one for the whole update.
     """
+    return _build_sign(per_leaf)
+
+
+@functools.cache
+def _build_sign(per_leaf: bool) -> ClientTransform:
     return ClientTransform(
         no_memory,
         no_memory,
@@ -142,7 +146,6 @@ def _qsgd(
     return unflatten(sent, updates), memory, report
 
 
-@functools.cache
 def qsgd(levels: int = 127, *, bucket: int = 512) -> ClientTransform:
     """Rounds to a few levels of the norm, at random, so that the mean is kept.
 
@@ -166,6 +169,11 @@ def qsgd(levels: int = 127, *, bucket: int = 512) -> ClientTransform:
         raise ValueError(f"qsgd: levels must lie in [1, {MAX_LEVELS}], not {levels}")
     if bucket < 1:
         raise ValueError(f"qsgd: bucket must be 1 or more, not {bucket}")
+    return _build_qsgd(levels, bucket)
+
+
+@functools.cache
+def _build_qsgd(levels: int, bucket: int) -> ClientTransform:
     scheme = Scheme(1, levels)
     return ClientTransform(
         no_memory,

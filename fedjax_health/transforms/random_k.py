@@ -121,7 +121,6 @@ def is_unbiased(transform: ClientTransform) -> bool:
     return transform.restore is _scatter_unbiased or (own and update.args[1])
 
 
-@functools.cache
 def random_k(
     keep: float, *, shared: bool = True, unbiased: bool = False
 ) -> ClientTransform:
@@ -158,6 +157,11 @@ def random_k(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"random_k: keep must lie in (0, 1], not {keep}")
+    return _build(keep, shared, unbiased)
+
+
+@functools.cache
+def _build(keep: float, shared: bool, unbiased: bool) -> ClientTransform:
     check = functools.partial(_check, keep, shared, unbiased)
     if shared:
         return ClientTransform(

@@ -140,7 +140,6 @@ def _check(bits: int, message: Message) -> Message:
     )
 
 
-@functools.cache
 def drive(*, unbiased: bool = True) -> ClientTransform:
     """Sends the signs of the update in randomly rotated coordinates, and one scale.
 
@@ -162,7 +161,6 @@ def drive(*, unbiased: bool = True) -> ClientTransform:
     return _rotated(1, unbiased)
 
 
-@functools.cache
 def eden(bits: int = 2) -> ClientTransform:
     """Rounds the update to a few centroids in randomly rotated coordinates.
 

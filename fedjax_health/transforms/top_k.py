@@ -114,7 +114,6 @@ def _check(keep: float, message: Message) -> Message:
     )
 
 
-@functools.cache
 def top_k(keep: float) -> ClientTransform:
     """Sends the coordinates of largest magnitude of the whole update; zeros elsewhere.
 
@@ -136,6 +135,11 @@ def top_k(keep: float) -> ClientTransform:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"top_k: keep must lie in (0, 1], not {keep}")
+    return _build(keep)
+
+
+@functools.cache
+def _build(keep: float) -> ClientTransform:
     return ClientTransform(
         no_memory,
         no_memory,

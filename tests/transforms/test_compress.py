@@ -426,6 +426,17 @@ COMPRESSORS = {
 }
 
 
+# The others take seconds to compile.
+QUICK = ("top_k", "random_k", "eden")
+every_compressor = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in COMPRESSORS
+    ],
+)
+
+
 def rounds_of(transform, x, rounds):
     """Runs one client; yields update, message as the server reads it, and memory."""
     memory, shared = transform.init(x), transform.init_server(x)
@@ -439,7 +450,7 @@ def rounds_of(transform, x, rounds):
         shared = transform.reduce(shared, report, root_key(100 + i))
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@every_compressor
 def test_messages_and_memory_are_all_updates(name):
     """The telescoping identity of error feedback, whatever the compressor."""
     transform, x = transforms.error_feedback(COMPRESSORS[name]), nested()
@@ -454,7 +465,7 @@ def test_messages_and_memory_are_all_updates(name):
     assert np.any(left != 0)
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@every_compressor
 def test_the_server_holds_the_mean_of_what_clients_hold(name):
     """EF21: g is the mean of all g_i, those of absent clients included."""
     inner, population = COMPRESSORS[name], 6
@@ -464,6 +475,7 @@ def test_the_server_holds_the_mean_of_what_clients_hold(name):
     rng = np.random.default_rng(7)
     goals = [jax.tree.map(lambda v, i=i: v + i, params) for i in range(population)]
     held = [transform.init(params)] * population
+    restore, reduce = jax.jit(transform.restore), jax.jit(transform.reduce)
     shared = transform.init_server(params)
     for step in range(10):
         cohort = rng.choice(population, 3, replace=False)
@@ -475,8 +487,8 @@ def test_the_server_holds_the_mean_of_what_clients_hold(name):
             messages.append(sent)
             reports.append(report)
         mean = trees.scale(trees.ordered_sum(messages), 1 / 3)
-        estimate, shared = transform.restore(mean, shared, params)
-        shared = transform.reduce(shared, trees.ordered_sum(reports), root_key(step))
+        estimate, shared = restore(mean, shared, params)
+        shared = reduce(shared, trees.ordered_sum(reports), root_key(step))
         truth = np.mean([np.asarray(flatten(h), np.float64) for h in held], axis=0)
         np.testing.assert_allclose(flatten(estimate), truth, rtol=1e-3, atol=1e-4)
 
@@ -581,6 +593,15 @@ def test_equal_settings_share_every_traced_function(make):
     one, other = make(), make()
     for name in ("update", "reduce", "restore", "measure"):
         assert getattr(one, name) is getattr(other, name)
+
+
+def test_arguments_may_be_written_either_way():
+    assert transforms.top_k(0.1) is transforms.top_k(keep=0.1)
+    assert transforms.qsgd() is transforms.qsgd(levels=127, bucket=512)
+    assert transforms.sign() is transforms.sign(per_leaf=True)
+    assert transforms.drive() is transforms.drive(unbiased=True)
+    assert transforms.eden() is transforms.eden(bits=2)
+    assert transforms.random_k(0.1) is transforms.random_k(0.1, shared=True)
 
 
 def test_numbers_that_may_vary_do_not_compile_again():

@@ -91,7 +91,9 @@ def compiled(name, kind):
     return transform, updates, jax.jit(transform.update)
 
 
-every_tree = pytest.mark.parametrize("kind", trees_of_updates())
+every_tree = pytest.mark.parametrize(
+    "kind", ["nested", pytest.param("bare", marks=pytest.mark.slow)]
+)
 
 
 @every_tree
