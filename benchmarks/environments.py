@@ -86,6 +86,11 @@ ENVIRONMENTS = {
         ),
         probe="import torch, numpy, scipy",
     ),
+    "flower": Environment(
+        python="3.11",
+        installs=(("flwr==1.42.0", "numpy==2.4.6", "cryptography==50.0.2"),),
+        probe="from flwr.common.secure_aggregation import secaggplus_utils",
+    ),
 }
 
 
