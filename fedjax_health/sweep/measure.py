@@ -29,6 +29,7 @@ from fedjax_health.metrics.summary import (
     evaluate_scores,
     measure_scores,
 )
+from fedjax_health.training.account import Traffic, add_bytes, epsilon_after
 from fedjax_health.training.best import better, no_best, out_of_patience
 from fedjax_health.training.result import (
     backdoor_rates,
@@ -38,7 +39,7 @@ from fedjax_health.training.result import (
     scored,
     scoring_view,
 )
-from fedjax_health.training.run import initial_state
+from fedjax_health.training.run import initial_state, lines_of
 from fedjax_health.training.setup import Run
 
 # Data sets that are kept: cells of one structure differ in their seeds.
@@ -68,6 +69,7 @@ _NOT_DATA = frozenset(
         "mixings",
         "aggregator",
         "mechanism",
+        "privacy",
         "parallelism",
         "chunk",
         "devices",
@@ -128,7 +130,8 @@ class Bench:
           must not be combined; or "failed". ``reason`` says why, ``final`` and
           ``best`` (by validation) hold ``round`` and the figures of the ``test`` and
           the ``validation`` part, ``curve`` those of every evaluation, ``rounds``
-          what the rounds reported on average.
+          what the rounds reported on average, and ``cost`` the bytes both ways and,
+          with a mechanism, the ``epsilon`` of all rounds.
         """
         try:
             key = data_key(config)
@@ -235,6 +238,7 @@ class Bench:
             )
             record["rounds"] = _averages(history)
             record["attack"] = _attack_numbers(state)
+            record["cost"] = _cost(run, history)
         except NonFiniteLossError as error:
             record |= {"status": "diverged", "reason": str(error)}
             # It cannot tell one row from another any more.
@@ -296,6 +300,19 @@ def _averages(history: dict[str, np.ndarray]) -> dict[str, float]:
             if len(told):
                 means[name] = float(np.mean(told))
     return means
+
+
+def _cost(run: Run, history: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns what all rounds together cost: bytes, and epsilon with a mechanism."""
+    lines = lines_of(history, 0)
+    sent = add_bytes(lines, run.built, Traffic())
+    # A run that stops early has spent less than it planned.
+    epsilon = epsilon_after(run.config, run.built, len(lines))
+    cost: dict[str, float] = {
+        "uplink_bytes": sent.uplink,
+        "downlink_bytes": sent.downlink,
+    }
+    return cost if epsilon is None else {**cost, "epsilon": epsilon}
 
 
 def _attack_numbers(state) -> dict[str, float]:

@@ -21,7 +21,9 @@ def results_table(sweep: Sweep, records: Mapping[str, dict[str, Any]]) -> pd.Dat
     Returns:
       A column for each axis; ``tuned``, what validation may choose among, as text and
       empty where there is nothing; ``status`` and ``reason``; ``malicious_clients`` of
-      ``clients``; ``final_round`` and ``best_round``; the metrics of the last and of
+      ``clients``; ``total_uplink_bytes``, ``total_downlink_bytes`` and, with a
+      mechanism, ``total_epsilon`` of all rounds that were run, but for cells that
+      diverged; ``final_round`` and ``best_round``; the metrics of the last and of
       the best step, ``final_auroc``, ``best_auroc`` and so on for the test part and
       ``validation_final_auroc`` and so on for the validation part; ``oracle_auroc`` and
       so on of an observer who knows how the data was generated; ``attack_...``, the
@@ -81,6 +83,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in found.get(part, {}).items():
                 row[prefix + name] = value
     for source, prefix in (
+        ("cost", "total"),
         ("rounds", "mean"),
         ("attack", "attack"),
         ("oracle", "oracle"),
