@@ -22,6 +22,7 @@ PRIVATE = (
     f"privacy.delta={DELTA}",
     'weighting="uniform"',
 )
+SECURE = ("aggregator=secure_mean", "aggregator.threshold=2", "dropout=0.3")
 SAMPLED = ("rounds=6", "sampling=poisson", "sampling.cohort_size=2")
 
 
@@ -36,7 +37,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(table, tmp_path_factory):
-    config = private(table, *SAMPLED, "dropout=0.3")
+    config = private(table, *SAMPLED, *SECURE)
     return tiny.Run(config, tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -55,12 +56,14 @@ def test_epsilon_is_that_of_the_accountant_at_the_end_of_each_segment(whole):
 
 
 def test_bytes_of_a_round_are_those_of_its_clients(whole):
-    message = 4 * whole.result["num_params"]
+    model = 4 * whole.result["num_params"]
+    message = whole.result["uplink_bytes_per_client"]
+    assert message < model
     up = down = 0
     for line in whole.lines:
         sent = line["num_clients"] + line["non_finite"]
         assert line["uplink_bytes"] == message * sent
-        assert line["downlink_bytes"] == message * (sent + line["dropped"])
+        assert line["downlink_bytes"] == model * (sent + line["dropped"])
         up, down = up + line["uplink_bytes"], down + line["downlink_bytes"]
         assert (line["uplink_bytes_total"], line["downlink_bytes_total"]) == (up, down)
     assert {line["num_clients"] for line in whole.lines} != {2}
@@ -69,9 +72,20 @@ def test_bytes_of_a_round_are_those_of_its_clients(whole):
         "uplink_bytes_total": up,
         "downlink_bytes_total": down,
         "uplink_bytes_per_client_round": message,
-        "dense_bytes": message,
-        "share_of_dense": 1.0,
+        "dense_bytes": model,
+        "share_of_dense": message / model,
     }
+
+
+def test_aborted_rounds_are_told_and_count_as_spent(whole):
+    aborted = [line["round"] for line in whole.lines if line["aborted"]]
+    assert aborted
+    assert len(aborted) < 6
+    said = [text for text in whole.messages if "the next cohort goes on" in text]
+    assert [text.split(":")[0] for text in said] == [f"round {n}" for n in aborted]
+    assert "fewer than the threshold 2" in said[0]
+    # All six rounds, as the accountant has them.
+    assert whole.lines[-1]["epsilon"] == pytest.approx(direct_epsilon(6), rel=1e-3)
 
 
 def test_the_result_states_epsilon_for_all_rounds_and_beside_it_that_of_the_model(
