@@ -28,7 +28,7 @@ from fedjax_health.core.types import (
 from fedjax_health.secagg.fixed_point import counted, levels, modulus_bits
 from fedjax_health.secagg.graph import COMPLETE_UP_TO, plan_graph
 from fedjax_health.secagg.protocol import PHASES, run_protocol
-from fedjax_health.secagg.view import server_view, sum_groups
+from fedjax_health.secagg.view import sum_groups, view_sums
 
 Fidelity = Literal["ideal", "view", "protocol"]
 FIDELITIES = ("ideal", "view", "protocol")
@@ -167,10 +167,11 @@ def build_gather(
     ) -> Gathered:
         present = weights > 0
         groups, count = assigned(key, context.client_ids, weights.shape[0])
-        rows = integers
         if fidelity == "view":
-            rows = server_view(integers, present, groups, jax.random.fold_in(key, 1))
-        sums = sum_groups(rows, present, groups, count)
+            masks = jax.random.fold_in(key, 1)
+            sums = view_sums(integers, present, groups, count, masks)
+        else:
+            sums = sum_groups(integers, present, groups, count)
         members = sum_groups(present.astype(jnp.int32), present, groups, count)
         released = members >= state.threshold
         return finished(sums, released, weights, groups, count, state, {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry_2x32
 
 from fedjax_health.core.types import Key
 
@@ -31,28 +32,55 @@ def server_view(
       2**32, is that of the group.
     """
     n = present.shape[0]
-    rows = jnp.where(present, jnp.arange(n), -1)
-    if groups is None:
-        last = rows == jnp.max(rows)
-    else:
-        last = rows == jax.ops.segment_max(rows, groups, num_segments=n)[groups]
-    last &= present
-
-    def one(x: jax.Array, key: Key) -> jax.Array:
-        shape = (-1, *[1] * (x.ndim - 1))
-        bits = jax.random.bits(key, x.shape, jnp.uint32).astype(jnp.int32)
-        uniform = jnp.where((present & ~last).reshape(shape), bits, 0)
-        missing = jnp.where(present.reshape(shape), x, 0) - uniform
-        if groups is None:
-            closing = jnp.sum(missing, axis=0, keepdims=True, dtype=jnp.int32)
-        else:
-            closing = jax.ops.segment_sum(missing, groups, num_segments=n)[groups]
-        return jnp.where(last.reshape(shape), closing, uniform)
-
-    leaves, treedef = jax.tree.flatten(integers)
-    return treedef.unflatten(
-        [one(x, jax.random.fold_in(key, i)) for i, x in enumerate(leaves)]
+    last = _last_of_groups(present, groups)
+    rows = jnp.arange(n)
+    uniform = jax.lax.map(lambda i: _masks(integers, i, key), rows)
+    uniform = jax.tree.map(
+        lambda x: jnp.where(_wide(present & ~last, x), x, 0), uniform
     )
+    missing = jax.tree.map(lambda x, y: x - y, integers, uniform)
+    count = 1 if groups is None else n
+    closing = sum_groups(missing, present, groups, count)
+    own = jnp.zeros(n, jnp.int32) if groups is None else groups
+    return jax.tree.map(
+        lambda x, y: jnp.where(_wide(last, x), y[own], x), uniform, closing
+    )
+
+
+def view_sums(
+    integers: Any,
+    present: jax.Array,
+    groups: jax.Array | None,
+    count: int,
+    key: Key,
+) -> Any:
+    """Returns the sums of the rows of ``server_view``, int32 ``[count, ...]``.
+
+    Row by row, without holding the view: the rows that are uniform are drawn and added
+    up, and so is what is missing of the true sum, which is the row that closes it.
+    """
+    own = jnp.zeros(present.shape, jnp.int32) if groups is None else groups
+    last = _last_of_groups(present, groups)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros((count, *x.shape[1:]), jnp.int32), integers
+    )
+
+    def add(totals: tuple[Any, Any], row: tuple) -> tuple[tuple[Any, Any], None]:
+        i, group, is_present, is_last, message = row
+        drawn = _masks(integers, i, key)
+        drawn = jax.tree.map(lambda x: jnp.where(is_present & ~is_last, x, 0), drawn)
+        seen = jax.tree.map(lambda t, x: t.at[group].add(x), totals[0], drawn)
+        missing = jax.tree.map(
+            lambda t, x, y: t.at[group].add(jnp.where(is_present, x, 0) - y),
+            totals[1],
+            message,
+            drawn,
+        )
+        return (seen, missing), None
+
+    rows = jnp.arange(present.shape[0]), own, present, last, integers
+    (seen, closing), _ = jax.lax.scan(add, (zeros, zeros), rows)
+    return jax.tree.map(jnp.add, seen, closing)
 
 
 def sum_groups(
@@ -61,9 +89,37 @@ def sum_groups(
     """Returns the sum of each group's present rows, ``[count, ...]``."""
 
     def one(x: jax.Array) -> jax.Array:
-        x = jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        x = jnp.where(_wide(present, x), x, 0)
         if groups is None:
             return jnp.sum(x, axis=0, keepdims=True, dtype=x.dtype)
         return jax.ops.segment_sum(x, groups, num_segments=count)
 
     return jax.tree.map(one, rows)
+
+
+def _wide(flags: jax.Array, like: jax.Array) -> jax.Array:
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _last_of_groups(present: jax.Array, groups: jax.Array | None) -> jax.Array:
+    """Returns which rows are the last present ones of their groups, bool ``[n]``."""
+    n = present.shape[0]
+    rows = jnp.where(present, jnp.arange(n), -1)
+    if groups is None:
+        return present & (rows == jnp.max(rows))
+    newest = jax.ops.segment_max(rows, groups, num_segments=n)
+    return present & (rows == newest[groups])
+
+
+def _masks(integers: Any, row: jax.Array, key: Key) -> Any:
+    """Returns the uniform integers of one row."""
+    leaves, treedef = jax.tree.flatten(integers)
+    own = jax.random.fold_in(key, row)
+
+    def one(i: int, x: jax.Array) -> jax.Array:
+        words = jax.random.key_data(jax.random.fold_in(own, i))
+        # Both words of a block are used, which jax.random.bits does not do.
+        counts = jnp.arange(x[0].size, dtype=jnp.uint32)
+        return threefry_2x32(words, counts).astype(jnp.int32).reshape(x.shape[1:])
+
+    return treedef.unflatten([one(i, x) for i, x in enumerate(leaves)])

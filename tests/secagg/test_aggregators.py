@@ -14,7 +14,7 @@ from fedjax_health.core.rng import root_key
 from fedjax_health.core.types import AggregationContext
 from fedjax_health.secagg import gathering, grouped_secure, secure_mean, server_view
 from fedjax_health.secagg.fixed_point import levels
-from fedjax_health.secagg.view import sum_groups
+from fedjax_health.secagg.view import sum_groups, view_sums
 
 ROWS = 9
 FIDELITIES = ("ideal", "view", "protocol")
@@ -187,6 +187,7 @@ def test_a_view_sums_to_the_truth_and_shows_nothing_else():
     assert not seen[[2, 5]].any()
     total = x[np.asarray(present)].astype(np.int64).sum(0).astype(np.int32)
     np.testing.assert_array_equal(seen.astype(np.int64).sum(0).astype(np.int32), total)
+    assert_equal(view_sums(x, present, None, 1, root_key(1)), total[None])
     zero = np.asarray(server_view(0 * x, present, None, root_key(1)))
     # The rows before the last are drawn without a look at the messages.
     np.testing.assert_array_equal(seen[:4], zero[:4])
@@ -205,6 +206,7 @@ def test_a_view_of_groups_sums_in_each():
     for g in range(3):
         members = np.asarray(present) & (np.asarray(groups) == g)
         np.testing.assert_array_equal(made[g], x[members].sum(0))
+    assert_equal(view_sums(x, present, groups, 3, root_key(2)), made)
     # A group of one is what it sent: that is why there is a smallest group.
     np.testing.assert_array_equal(seen[5], x[5])
 
