@@ -17,6 +17,10 @@ SEEDED = (
     "off again, so that this run protects nobody"
 )
 
+# Loss distributions take some tenths of a second each: in a run of many short segments
+# they would outweigh the training.
+MOST_EPSILONS = 100
+
 
 class Traffic(NamedTuple):
     """Bytes of all rounds so far.
@@ -138,6 +142,16 @@ def epsilon_after(config: Config, built: Built, rounds: int) -> float | None:
     return ledger.epsilon_after(
         mechanism, message, built.sampling, rounds, _settings(config)
     )
+
+
+def rounds_between_epsilons(rounds: int, segment: int) -> int:
+    """Returns after how many rounds epsilon is stated: a multiple of a segment.
+
+    Args:
+      rounds: of the whole run.
+      segment: rounds between evaluations or checkpoints.
+    """
+    return segment * -(-rounds // (segment * MOST_EPSILONS))
 
 
 def guarantee(config: Config, built: Built, rounds: int) -> dict[str, Any] | None:

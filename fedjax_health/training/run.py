@@ -230,24 +230,22 @@ def _go_on(
     names = run.prepared.parts.train.client_names
     first = int(saved.state.round)
     best = saved.best
-    traffic = account.traffic_of(records.read_jsonl(paths.metrics), built)
-    tells_bytes = account.works_on_messages(config, built)
     segment = math.gcd(config.evaluation.every, config.checkpoint.every)
+    traffic = account.traffic_of(records.read_jsonl(paths.metrics), built)
+    epsilon = None
+    stated = account.rounds_between_epsilons(config.rounds, segment)
+    tells_bytes = account.works_on_messages(config, built)
     progress.on_start(total_rounds=config.rounds, first_round=first)
     clock = time.monotonic()
 
     def on_segment(state: RoundState, metrics: dict[str, np.ndarray]) -> bool:
-        nonlocal best, clock, traffic
+        nonlocal best, clock, traffic, epsilon
         done = int(state.round)
         last = done == config.rounds
         seconds = time.monotonic() - clock
         rounds = len(metrics["loss"])
         lines = lines_of(metrics, done - rounds)
         traffic = account.add_bytes(lines, built, traffic)
-        epsilon = account.epsilon_after(config, built, done)
-        if epsilon is not None:
-            # Aborted rounds count: what became of them rests on who took part.
-            lines[-1]["epsilon"] = epsilon
         value = None
         stop = False
         if last or done % config.evaluation.every == 0:
@@ -258,6 +256,11 @@ def _go_on(
             value = figures["validation_auroc"]
             best = better(best, view, figures, done, config)
             stop = out_of_patience(best, config)
+        if last or stop or done % stated == 0:
+            epsilon = account.epsilon_after(config, built, done)
+            if epsilon is not None:
+                # Aborted rounds count: what became of them rests on who took part.
+                lines[-1]["epsilon"] = epsilon
         due = last or stop or done % config.checkpoint.every == 0
         # A checkpoint must not outlive the lines that lead to it.
         records.append_jsonl(paths.metrics, lines, durable=due)

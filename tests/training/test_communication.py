@@ -201,6 +201,15 @@ def test_measured_bytes_stand_in_place_of_the_static_ones():
     assert all(isinstance(row["uplink_bytes"], int) for row in lines)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "segment", "told"),
+    [(6, 2, 2), (100, 1, 1), (101, 1, 2), (1000, 5, 10), (1, 7, 7), (1001, 5, 15)],
+)
+def test_epsilon_is_stated_a_hundred_times_at_most(rounds, segment, told):
+    assert account.rounds_between_epsilons(rounds, segment) == told
+    assert rounds // told <= account.MOST_EPSILONS
+
+
 def test_the_phases_of_a_protocol_are_counted_whole():
     phases = {
         "secagg_bytes_up_share_keys": 30.0,
