@@ -89,7 +89,7 @@ def _meaning(told: dict[str, Any]) -> str:
     if epsilon < 700:
         text += (
             " Whoever sees what is released can improve the odds of a guess on "
-            f"{about} by a factor of at most exp(epsilon) = {math.exp(epsilon):,.3g}, "
+            f"{about} by a factor of at most exp(epsilon) = {_factor(epsilon)}, "
             "but for a chance of delta."
         )
     if "simulation-grade" in str(told.get("noise", "")):
@@ -100,6 +100,13 @@ def _meaning(told: dict[str, Any]) -> str:
     if epsilon > 10:
         text += " So large a factor is no protection that anybody could rely on."
     return text
+
+
+def _factor(epsilon: float) -> str:
+    factor = math.exp(epsilon)
+    if factor >= 1e6:
+        return f"{factor:.2g}"
+    return f"{factor:,.1f}" if factor < 100 else f"{factor:,.0f}"
 
 
 def _chosen(view: View) -> str:

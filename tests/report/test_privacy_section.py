@@ -115,7 +115,7 @@ def test_the_guarantee_is_told_in_words(view):
     left_out = [row[1] for row in table.rows if row[0] == "not covered"]
     assert left_out == [folder.IMAGE, "the metrics"]
     meaning, chosen, sent, shaped, aborted = paragraphs(view)
-    assert f"exp(epsilon) = {math.exp(3.25):.3g}," in meaning
+    assert f"exp(epsilon) = {math.exp(3.25):.1f}," in meaning
     assert "whether one client was there" in meaning
     assert "model of round 2 was chosen" in chosen
     assert sent == (

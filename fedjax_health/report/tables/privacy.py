@@ -22,7 +22,7 @@ _GUARANTEE = (
     ("clients", "clients"),
     ("least_protected", "client whose examples are protected least"),
     ("examples_of_least_protected", "its examples"),
-    ("sampler", "how a round's clients are drawn"),
+    ("sampler", "sampling"),
     ("noise", "noise"),
     ("noise_multiplier", "noise multiplier"),
     ("accountant", "accountant"),
