@@ -373,10 +373,13 @@ class Codec(NamedTuple):
         round, float32 ``[]``, or None where none is known.
       decode: ``(total, state, bound, like) -> updates``, the server's half: the sum of
         ``weight * updates`` over the messages, of the structure of ``like``.
+      collect: ``total -> total``, what the server makes of the sum before noise is
+        added to it and it is decoded; None leaves it as it is.
     """
 
     encode: Callable[..., tuple[Any, jax.Array]]
     decode: Callable[..., Updates]
+    collect: Callable[[Any], Any] | None = None
 
 
 class Gathered(NamedTuple):
@@ -414,6 +417,8 @@ class Secure(NamedTuple):
         cohort, and ``Message.groups`` says it.
       weigh: ``(weights, state) -> weights``, what a message of that weight counts for
         in the sum, and in what the sum is divided by; None leaves them as they are.
+      mask: codec -> codec, which masks the messages in each client's half, whichever
+        codec that is; None leaves it as it is.
     """
 
     codec: Codec
@@ -423,6 +428,7 @@ class Secure(NamedTuple):
     finish: Callable[..., tuple[Updates, State, Metrics]] | None = None
     groups: int = 1
     weigh: Callable[[jax.Array, State], jax.Array] | None = None
+    mask: Callable[[Codec], Codec] | None = None
 
 
 class Aggregator(NamedTuple):

@@ -33,6 +33,7 @@ from fedjax_health.secagg.settings import (
     check_whole,
     hidden,
 )
+from fedjax_health.secagg.view import masked
 
 
 def threshold_of(state: SecureState) -> jax.Array:
@@ -66,9 +67,11 @@ def _parts(fidelity: Fidelity, bits: int, graph: Graph, ranged: bool) -> tuple:
     secure = Secure(
         codec=codec,
         threshold=threshold_of,
-        gather=None if fidelity == "ideal" else gather,
+        # A view of one group is drawn while clients train: no stack of it is needed.
+        gather=gather if fidelity == "protocol" else None,
         on_host=fidelity == "protocol",
         weigh=counted,
+        mask=masked if fidelity == "view" else None,
     )
     return update, secure
 

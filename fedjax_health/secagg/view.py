@@ -5,13 +5,15 @@ server, n - 1 rows that say nothing and one that is fixed by the sum. Costs one 
 random numbers over the messages and no cryptography.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry_2x32
 
-from fedjax_health.core.types import Key
+from fedjax_health.core.types import Codec, Key, State, Updates
 
 
 def server_view(
@@ -115,11 +117,46 @@ def _masks(integers: Any, row: jax.Array, key: Key) -> Any:
     """Returns the uniform integers of one row."""
     leaves, treedef = jax.tree.flatten(integers)
     own = jax.random.fold_in(key, row)
+    return treedef.unflatten(
+        [
+            _uniform(jax.random.fold_in(own, i), x.shape[1:])
+            for i, x in enumerate(leaves)
+        ]
+    )
 
-    def one(i: int, x: jax.Array) -> jax.Array:
-        words = jax.random.key_data(jax.random.fold_in(own, i))
-        # Both words of a block are used, which jax.random.bits does not do.
-        counts = jnp.arange(x[0].size, dtype=jnp.uint32)
-        return threefry_2x32(words, counts).astype(jnp.int32).reshape(x.shape[1:])
 
-    return treedef.unflatten([one(i, x) for i, x in enumerate(leaves)])
+def _uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Returns uniform int32: both words of a block, unlike ``jax.random.bits``."""
+    counts = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    words = threefry_2x32(jax.random.key_data(key), counts)
+    return words.astype(jnp.int32).reshape(shape)
+
+
+@functools.cache
+def masked(codec: Codec) -> Codec:
+    """Draws the view in each client's half of a codec, whose sums need no gathering.
+
+    A client's integers become its row, which is uniform, and what that row lacks of the
+    truth. The last client's row is closed by the sum of what all rows lack: the rows
+    are those of ``server_view``, with other draws, and no stack of them is held.
+    """
+
+    def encode(
+        updates: Updates,
+        weight: jax.Array,
+        state: State,
+        key: Key,
+        bound: jax.Array | None = None,
+    ) -> tuple[tuple[Any, Any], jax.Array]:
+        integers, saturated = codec.encode(updates, weight, state, key, bound)
+        leaves, treedef = jax.tree.flatten(integers)
+        rows = [
+            _uniform(jax.random.fold_in(key, i), x.shape) for i, x in enumerate(leaves)
+        ]
+        lacking = [x - row for x, row in zip(leaves, rows, strict=True)]
+        return (treedef.unflatten(rows), treedef.unflatten(lacking)), saturated
+
+    def collect(total: tuple[Any, Any]) -> Any:
+        return jax.tree.map(jnp.add, *total)
+
+    return Codec(encode, codec.decode, collect)

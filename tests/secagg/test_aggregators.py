@@ -196,6 +196,34 @@ def test_a_view_sums_to_the_truth_and_shows_nothing_else():
         assert np.sum((counts - size / 16) ** 2 / (size / 16)) < 15 + 6 * 30**0.5
 
 
+def test_a_view_drawn_by_each_client_sums_to_the_truth():
+    """Each row is uniform whatever the message, and the last one closes the sum."""
+    n, size = 5, 4_000
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (n, size)), jnp.float32)
+    rule = build("mean", "view")
+    assert rule.secure.gather is None
+    plain, codec = rule.secure.codec, rule.secure.mask(rule.secure.codec)
+    assert codec is rule.secure.mask(plain)
+    state = rule.init(x[0])
+    keys = jax.vmap(lambda i: jax.random.fold_in(root_key(0), i))(jnp.arange(n))
+
+    def encode(codec, x):
+        return jax.jit(
+            jax.vmap(lambda x, k: codec.encode(x, jnp.float32(1), state, k, None))
+        )(x, keys)[0]
+
+    rows, lacking = encode(codec, x)
+    blind, _ = encode(codec, 0 * x)
+    np.testing.assert_array_equal(rows, blind)
+    total = codec.collect((rows.sum(0), lacking.sum(0)))
+    np.testing.assert_array_equal(total, encode(plain, x).sum(0))
+    seen = np.asarray(rows.at[-1].add(lacking.sum(0)))
+    np.testing.assert_array_equal(seen.sum(0, dtype=np.int32), total)
+    for row in seen:
+        counts = np.bincount(row.astype(np.uint32) >> 28, minlength=16)
+        assert np.sum((counts - size / 16) ** 2 / (size / 16)) < 15 + 6 * 30**0.5
+
+
 def test_a_view_of_groups_sums_in_each():
     rng = np.random.default_rng(1)
     x = rng.integers(-100, 100, (8, 3)).astype(np.int32)
@@ -215,7 +243,9 @@ def test_the_protocol_on_the_host_gives_the_same_as_called_back():
     x, weights = stacked(), some_weights()
     for kind in ("mean", "groups"):
         rule = build(kind, "protocol")
-        ideal = build(kind, "ideal" if kind == "groups" else "view")
+        grouping = gathering.Grouping(3, ROWS) if kind == "groups" else None
+        graph = gathering.Graph(None, 0.1, 0.1)
+        ideal = gathering.build_gather("view", 20, grouping, graph)[0]
         state = rule.init(jax.tree.map(lambda a: a[0], x))
         integers, _ = jax.jit(
             lambda x, w, s=state, c=rule.secure.codec: gathering.encode_rows(
@@ -231,9 +261,7 @@ def test_the_protocol_on_the_host_gives_the_same_as_called_back():
             context(),
         )
         assert rule.secure.on_host
-        inside = jax.jit(ideal.secure.gather)(
-            integers, weights, state, root_key(0), context()
-        )
+        inside = jax.jit(ideal)(integers, weights, state, root_key(0), context())
         assert_equal(host.sums, inside.sums)
         np.testing.assert_allclose(host.weights, inside.weights, rtol=1e-6)
         assert_equal(host.released, inside.released)
