@@ -78,6 +78,7 @@ def test_preset_names_are_the_promised_ones():
         "demo",
         "paper",
         "many_clients",
+        "private",
         "wustl",
         "physionet2012",
         "eicu",
