@@ -102,6 +102,21 @@ def refuted_epsilon(
     return low
 
 
+def split(scores: np.ndarray) -> float:
+    """Returns where scores part into two clusters: the least sum of squares within.
+
+    Args:
+      scores: float ``[canaries]``, 2 or more.
+    """
+    rising = np.sort(scores) - np.mean(scores)
+    count = np.arange(1, len(rising))
+    # Within two clusters it is the whole less what lies between their means.
+    below = np.cumsum(rising)[:-1]
+    between = below**2 / count + below**2 / (len(rising) - count)
+    cut = int(np.argmax(between))
+    return float(np.mean(scores) + (rising[cut] + rising[cut + 1]) / 2)
+
+
 def epsilon_bound(
     scores: np.ndarray,
     is_in: np.ndarray,
@@ -112,9 +127,10 @@ def epsilon_bound(
 ) -> EpsilonBound:
     """Returns a lower bound on epsilon from the scores of canaries.
 
-    The highest scores are guessed in, as many of the lowest out. How many guesses are
-    best depends on the noise, so several shares are tried and the error is split among
-    them evenly (Bonferroni): the statement holds for the best of them.
+    Scores are split in two where two clusters of them part, which needs no coin; those
+    above are guessed in, and the scores nearest to the split are not guessed. How many
+    guesses are best depends on the noise, so several shares are tried and the error is
+    split among them evenly (Bonferroni): the statement holds for the best of them.
 
     Args:
       scores: float ``[canaries]``, higher where a canary seems to be in.
@@ -136,15 +152,17 @@ def epsilon_bound(
         raise ValueError("epsilon_bound: a score is not a number")
     canaries = len(scores)
     alpha = (1 - confidence) / len(shares)
-    order = np.argsort(scores, kind="stable")
+    above = scores - split(scores)
+    surest = np.argsort(-np.abs(above), kind="stable")
+    right = (above > 0) == is_in
     best: EpsilonBound | None = None
     for share in shares:
-        each = max(1, int(share * canaries / 2))
-        correct = int(np.sum(~is_in[order[:each]]) + np.sum(is_in[order[-each:]]))
-        guessed = {"guesses": 2 * each, "canaries": canaries}
+        guesses = max(1, int(share * canaries))
+        correct = int(np.sum(right[surest[:guesses]]))
+        guessed = {"guesses": guesses, "canaries": canaries}
         low = refuted_epsilon(delta, correct=correct, alpha=alpha, **guessed)
-        most = refuted_epsilon(delta, correct=2 * each, alpha=alpha, **guessed)
-        found = EpsilonBound(low, most, 2 * each, correct, canaries, confidence)
+        most = refuted_epsilon(delta, correct=guesses, alpha=alpha, **guessed)
+        found = EpsilonBound(low, most, guesses, correct, canaries, confidence)
         if best is None or found.epsilon > best.epsilon:
             best = found
     assert best is not None

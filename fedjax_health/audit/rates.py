@@ -25,6 +25,22 @@ class Rates(NamedTuple):
     balanced: float
 
 
+class Measured(NamedTuple):
+    """Figures of an attack on one model or several.
+
+    Attributes:
+      rates: their mean over the models.
+      intervals: name of a figure -> its 95 % interval.
+      members: examples that were members, of all models together.
+      others: examples that were not.
+    """
+
+    rates: Rates
+    intervals: dict[str, tuple[float, float]]
+    members: int
+    others: int
+
+
 def tpr_at(score: np.ndarray, member: np.ndarray, far: float = FALSE_ALARMS) -> float:
     """Returns the share of members above a threshold that few non-members reach.
 
@@ -71,7 +87,7 @@ def resampled(
     *,
     threshold: float | None = None,
     resamples: int = RESAMPLES,
-) -> tuple[Rates, dict[str, tuple[float, float]]]:
+) -> Measured:
     """Returns the mean figures over models, and their 95 % intervals.
 
     Models are resampled, and the examples of each: the interval says how far the
@@ -96,9 +112,12 @@ def resampled(
         )
     low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0)
     names = Rates._fields
-    return value, {
+    intervals = {
         n: (float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)
     }
+    members = sum(int(np.sum(member)) for _, member in groups)
+    others = sum(int(np.sum(~member)) for _, member in groups)
+    return Measured(value, intervals, members, others)
 
 
 def _once(score, member, *, rng, threshold) -> Rates:

@@ -19,6 +19,7 @@ from fedjax_health.audit.words import (
     membership_row,
 )
 from fedjax_health.config import Config, HospitalSim, load
+from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.data.store import ClientStore, from_dataset
 from fedjax_health.engine.plan import check_plan, shared_leaves
@@ -129,6 +130,12 @@ def _audit(
     rows: list[dict[str, Any]] = []
     absent: list[dict[str, str]] = []
     notes = _notes(config, about, most)
+    canaries = _places(built, options.canaries)
+    if canaries < options.canaries:
+        notes.append(
+            f"The model has {canaries:,} parameters, so there were {canaries:,} "
+            f"canaries, not {options.canaries:,}: each needs a place of its own."
+        )
     found, said = _membership(
         settings, prepared, built, weights, about, defences, progress, options, seed
     )
@@ -146,7 +153,7 @@ def _audit(
         "format": FORMAT,
         "seed": seed,
         "shadows": options.shadows,
-        "canaries": options.canaries,
+        "canaries": canaries,
         "round": about.round,
         "defences": defences._asdict(),
         "epsilon": epsilon,
@@ -171,6 +178,12 @@ def _notes(config: Config, about: DetectorFile, most: int) -> list[str]:
             "more (--rounds)."
         )
     return notes
+
+
+def _places(built: build.Built, canaries: int) -> int:
+    """Returns how many canaries find a place among the parameters that are sent."""
+    sent = shared_leaves(built.plan.personal, built.abstract_params)
+    return min(canaries, trees.num_params(sent))
 
 
 def _membership(
@@ -290,7 +303,7 @@ def _canaries(
         found: Canaries = run_canaries(
             config,
             prepared,
-            canaries=options.canaries,
+            canaries=_places(built, options.canaries),
             size=size,
             rounds=rounds,
             seed=seed,

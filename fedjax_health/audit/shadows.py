@@ -58,8 +58,8 @@ def halves(store: ClientStore, shadows: int, seed: int) -> np.ndarray:
     for first, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
         count = int(end - first)
         for row in member:
-            half = max(1, (count + int(rng.integers(2))) // 2)
-            row[first + rng.choice(count, half, replace=False)] = count > 0
+            half = min(count, max(1, (count + int(rng.integers(2))) // 2))
+            row[first + rng.permutation(count)[:half]] = True
     return member
 
 
