@@ -104,16 +104,20 @@ def beside_flower(repeats: int, env_root: Path) -> dict[str, Any]:
                 if what != "round":
                     protocol.ask(worker, f"warm\t{what}")
             wall: dict[str, list[float]] = {"ours": [], "flower": []}
+            cpu: dict[str, list[float]] = {"ours": [], "flower": []}
             for repeat in range(repeats):
                 turns = (ours, theirs) if repeat % 2 == 0 else (theirs, ours)
                 for worker in turns:
                     record = protocol.ask(worker, f"time\t{what}\t1")
                     wall[worker.name] += record["wall"]
+                    cpu[worker.name] += record["cpu"]
             pairs = zip(wall["ours"], wall["flower"], strict=True)
+            cpu_pairs = zip(cpu["ours"], cpu["flower"], strict=True)
             made[what] = {
                 "ours_ms": _spread(wall["ours"]),
                 "flower_ms": _spread(wall["flower"]),
                 "ratio": _spread([b / a for a, b in pairs]),
+                "cpu_ratio": _spread([b / a for a, b in cpu_pairs]),
             }
         for worker in list(running):
             running.remove(worker)
@@ -232,7 +236,8 @@ def table(report: dict[str, Any]) -> str:
             lines.append(
                 f"masks of a {name:16} {case['ours_ms']['median']:8.1f} ms, Flower "
                 f"{case['flower_ms']['median']:9.1f} ms, "
-                f"{case['ratio']['median']:.1f} x"
+                f"{case['ratio']['median']:.1f} x, of CPU "
+                f"{case['cpu_ratio']['median']:.1f} x"
             )
         elif name == "make_it_with":
             lines.append(f"Flower: {case}")
