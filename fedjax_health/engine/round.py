@@ -480,9 +480,13 @@ def _receive(
         metrics["aborted"] = (~released).astype(jnp.int32)
     if structure.measure is not None:
         count = jnp.sum(sent.honest).astype(jnp.float32)
-        metrics = metrics | structure.measure(
+        said = structure.measure(
             trained.reports["transform"], state.shared["transform"], count
         )
+        if structure.secure is not None:
+            # What a coder would make of a message is not what hides it.
+            said = {name: x for name, x in said.items() if name != "uplink_bytes"}
+        metrics = metrics | said
     taken = rule_metrics.keys() & {*metrics, "round"}
     if taken:
         raise CompositionError(

@@ -23,6 +23,11 @@ PRIVATE = (
     'weighting="uniform"',
 )
 SECURE = ("aggregator=secure_mean", "aggregator.threshold=2", "dropout=0.3")
+# All that remembers: a client's error feedback, the server's clip norm and index set.
+REMEMBERING = (
+    'transforms=[{kind="error_feedback",inner={kind="random_k",keep=0.5}},'
+    '{kind="adaptive_clip",initial=0.3,bit_noise=4.0}]',
+)
 SAMPLED = ("rounds=6", "sampling=poisson", "sampling.cohort_size=2")
 
 
@@ -37,7 +42,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(table, tmp_path_factory):
-    config = private(table, *SAMPLED, *SECURE)
+    config = private(table, *SAMPLED, *SECURE, *REMEMBERING)
     return tiny.Run(config, tmp_path_factory.mktemp("whole") / "run")
 
 
