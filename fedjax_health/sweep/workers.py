@@ -1,7 +1,9 @@
 """Cells spread over processes; one that dies costs the cell it worked on, no more."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -217,6 +219,7 @@ def _work(connection: Connection, make_measure: Callable[[], Measure]) -> None:
     """What a worker does until there is nothing left for it."""
     # The keyboard's interrupt is the parent's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         measure = make_measure()
     except Exception as error:
@@ -230,3 +233,11 @@ def _work(connection: Connection, make_measure: Callable[[], Measure]) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # There is nothing left to do, or nobody to listen.
         return
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has gone: a cell may go on for hours."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
+import psutil
 import pytest
 
 from fedjax_health.sweep.workers import SweepError, Task, run_groups
@@ -149,3 +151,32 @@ def test_nothing_to_do_is_done(tmp_path):
     assert run([], tmp_path, 2) == {}
     # Not even a start: it may want devices that this process has not.
     run_groups([], lambda: pytest.fail("made"), print, workers=1)
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from fedjax_health.sweep import workers\n"
+        "def measure(payload):\n"
+        "    time.sleep(600)\n"
+        "def make():\n"
+        "    return measure\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    ours, theirs = context.Pipe()\n"
+        "    child = context.Process(target=workers._work, args=(theirs, make))\n"
+        "    child.start()\n"
+        "    ours.recv()\n"
+        "    ours.send([workers.Task('cell', 1)])\n"
+        "    print(child.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Not captured by a pipe that the orphan would hold open.
+    with (tmp_path / "pid").open("w") as out:
+        subprocess.run([sys.executable, str(script)], stdout=out, check=False)
+    child = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
