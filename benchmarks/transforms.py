@@ -99,7 +99,7 @@ def measure_top_k(messages: jax.Array, keep: float, repeats: int) -> dict[str, A
             mapped = jax.vmap(one) if mapping == "vmap" else _in_turn(one)
             calls[name] = jax.jit(mapped)
         made = [np.asarray(call(messages)) for call in calls.values()]
-        if not np.array_equal(*made):
+        if not np.array_equal(made[0], made[1]):
             raise SystemExit(f"top-k of {keep:g}: the selections differ")
         wall: dict[str, list[float]] = {name: [] for name in calls}
         cpu: dict[str, list[float]] = {name: [] for name in calls}

@@ -6,14 +6,11 @@ import numpy as np
 
 from fedjax_health.core.types import Metrics, Report, Shared
 from fedjax_health.transforms.coding import Scheme, form_bytes, rice_limits
+from fedjax_health.transforms.flat import pack_mask
 
 
-def _rice_bits(present: jax.Array, count: jax.Array) -> jax.Array:
+def _rice_bits(words: jax.Array, count: jax.Array, size: int) -> jax.Array:
     """Returns the bits of the Golomb-Rice codes of a message's positions."""
-    size = present.size
-    rows = jnp.pad(present, (0, -size % 32)).reshape(-1, 32)
-    shifts = jnp.arange(32, dtype=jnp.uint32)
-    words = jnp.sum(rows.astype(jnp.uint32) << shifts, axis=1, dtype=jnp.uint32)
     first = 32 * jnp.arange(words.size, dtype=jnp.int32)
     top = first + 31 - jax.lax.clz(words).astype(jnp.int32)
     last = jax.lax.cummax(jnp.where(words != 0, top, -1))
@@ -39,8 +36,9 @@ def count_bytes(values: jax.Array, scheme: Scheme) -> jax.Array:
       scheme: of the message.
     """
     present = jax.lax.bitcast_convert_type(values, jnp.uint32) != 0
-    count = jnp.sum(present, dtype=jnp.int32)
-    sizes = form_bytes(scheme, count, _rice_bits(present, count))
+    words = pack_mask(present)
+    count = jnp.sum(jax.lax.population_count(words).astype(jnp.int32))
+    sizes = form_bytes(scheme, count, _rice_bits(words, count, values.size))
     return jnp.min(jnp.stack([jnp.asarray(x, jnp.int32) for x in sizes]))
 
 

@@ -34,3 +34,18 @@ def sizes(tree: Updates) -> tuple[int, ...]:
 def kept_count(share: float, size: int) -> int:
     """Returns how many of ``size`` coordinates a share stands for: 1 at least."""
     return min(max(round(share * size), 1), max(size, 1))
+
+
+def pack_mask(mask: jax.Array) -> jax.Array:
+    """Returns a flat mask as words of 32 bits, the first one lowest, uint32."""
+    rows = jnp.pad(mask, (0, -mask.size % 32)).reshape(-1, 32)
+    shifts = jnp.arange(32, dtype=jnp.uint32)
+    return jnp.sum(rows.astype(jnp.uint32) << shifts, axis=1, dtype=jnp.uint32)
+
+
+def count_true(mask: jax.Array) -> jax.Array:
+    """Returns how many of a flat mask are true, int32 ``[]``.
+
+    Through words of 32 bits: XLA's CPU code for the plain sum takes twice as long.
+    """
+    return jnp.sum(jax.lax.population_count(pack_mask(mask)).astype(jnp.int32))

@@ -17,7 +17,7 @@ from fedjax_health.core.types import (
 from fedjax_health.transforms.coding import Scheme, expected_index_bits
 from fedjax_health.transforms.compose import keep_shared, no_memory
 from fedjax_health.transforms.counting import byte_report, count_bytes, measure_bytes
-from fedjax_health.transforms.flat import flatten, kept_count, unflatten
+from fedjax_health.transforms.flat import count_true, flatten, kept_count, unflatten
 
 # Up to this share of the coordinates ``lax.top_k`` is the faster one.
 SMALL_SHARE = 0.01
@@ -31,9 +31,9 @@ def _magnitude_bits(flat: jax.Array) -> jax.Array:
 def select_by_bisection(flat: jax.Array, k: int) -> jax.Array:
     """Returns which k coordinates are largest in magnitude, bool ``[d]``.
 
-    A threshold is bisected on the bits of the magnitudes until exactly k lie above it,
-    or until its bits are used up: then several coordinates tie for the last places,
-    which go to the lowest indices. No sort and no memory beside a mask.
+    A threshold is bisected on the bits of the magnitudes until exactly k reach it, or
+    until its bits are used up: then several coordinates tie for the last places, which
+    go to the lowest indices. No sort and no memory beside a mask.
 
     Args:
       flat: float32 ``[d]``.
@@ -41,31 +41,37 @@ def select_by_bisection(flat: jax.Array, k: int) -> jax.Array:
     """
     bits = _magnitude_bits(flat)
 
-    # count(bits >= low) >= k > count(bits >= high), counted being the former.
+    # count(bits >= low) >= k > count(bits >= high); both counts are carried.
     def narrow(carry):
-        low, high, counted = carry
-        middle = low + (high - low) // 2
-        found = jnp.sum(bits >= middle, dtype=jnp.int32)
+        step, low, high, least, most = carry
+        # Counts fall almost linearly once the range is small: every other step reads
+        # the threshold off the line, the one between halves whatever is left. The first
+        # one asks whether k coordinates differ from zero at all.
+        share = (least - k).astype(jnp.float32) / (least - most).astype(jnp.float32)
+        ahead = (share * (high - low).astype(jnp.float32)).astype(jnp.int32)
+        guess = low + jnp.where(step % 2 == 1, ahead, (high - low) // 2)
+        guess = jnp.where(step == 0, 1, jnp.clip(guess, low + 1, high - 1))
+        found = count_true(bits >= guess)
         enough = found >= k
         return (
-            jnp.where(enough, middle, low),
-            jnp.where(enough, high, middle),
-            jnp.where(enough, found, counted),
+            step + 1,
+            jnp.where(enough, guess, low),
+            jnp.where(enough, high, guess),
+            jnp.where(enough, found, least),
+            jnp.where(enough, most, found),
         )
 
     def unsettled(carry):
-        low, high, counted = carry
-        return (counted != k) & (high - low > 1)
+        _, low, high, least, _ = carry
+        return (least != k) & (high - low > 1)
 
-    start = (
-        jnp.int32(0),
-        jnp.int32(2**31 - 1),
-        jnp.int32(flat.size),
-    )
-    low, _, counted = jax.lax.while_loop(unsettled, narrow, start)
+    largest = jnp.minimum(jnp.max(bits), 2**31 - 2)
+    none, size = jnp.int32(0), jnp.int32(flat.size)
+    start = none, none, largest + 1, size, none
+    _, low, _, counted, _ = jax.lax.while_loop(unsettled, narrow, start)
     above = bits > low
     ties = bits == low
-    room = k - jnp.sum(above, dtype=jnp.int32)
+    room = k - count_true(above)
 
     # The same over indices: the least end before which there are enough ties.
     index = jnp.arange(flat.size, dtype=jnp.int32)
@@ -73,7 +79,7 @@ def select_by_bisection(flat: jax.Array, k: int) -> jax.Array:
     def shorten(carry):
         low, high = carry
         middle = low + (high - low) // 2
-        enough = jnp.sum(ties & (index < middle), dtype=jnp.int32) >= room
+        enough = count_true(ties & (index < middle)) >= room
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     # Without a tie for the last place every one of them is kept, at no cost.
