@@ -27,6 +27,7 @@ from fedjax_health.core.types import (
     Mechanism,
     Params,
     Sampling,
+    Secure,
     UpdateAttack,
 )
 from fedjax_health.transforms import chain
@@ -381,7 +382,7 @@ def check_plan(
         )
     bound = message.bound
     if plan.mechanism is None:
-        codec = None if secure is None else secure.codec
+        codec = _masked(secure, None if secure is None else secure.codec)
         sent = message if secure is None else aggregated
         return CheckedPlan(transform, None, bound, codec, "aggregator", sent)
     if bound is None:
@@ -404,7 +405,15 @@ def check_plan(
     if codec is None and secure is not None:
         codec, owner = secure.codec, "aggregator"
     sent = message if secure is None else aggregated
+    codec = _masked(secure, codec)
     return CheckedPlan(transform, mechanism, bound, codec, owner, sent)
+
+
+def _masked(secure: Secure | None, codec: Codec | None) -> Codec | None:
+    """Returns the codec behind the masks that clients draw, where they do."""
+    if secure is None or secure.mask is None or codec is None:
+        return codec
+    return secure.mask(codec)
 
 
 def _check_personal(

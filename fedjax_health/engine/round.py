@@ -247,6 +247,8 @@ def _gather(structure: Structure, state: RoundState, sent: Sent) -> Gathered | N
     total = sent.trained.total
     if sent.trained.stacked is not None:
         total = jax.tree.map(modular_sum, sent.trained.stacked)
+    if structure.codec.collect is not None:
+        total = structure.codec.collect(total)
     released = jnp.bool_(True)
     if secure is not None:
         released = jnp.sum(sent.good) >= secure.threshold(state.aggregator)
