@@ -48,6 +48,15 @@ def public_transforms():
 
 
 every_transform = pytest.mark.parametrize("name", public_transforms())
+# Those whose many operations take seconds to compile one by one, or under vmap.
+HEAVY = ("drive", "eden", "ef21", "error_feedback", "qsgd", "sign", "terngrad")
+every_light_transform = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name
+        for name in public_transforms()
+    ],
+)
 
 
 def trees_of_updates():
@@ -120,7 +129,7 @@ def test_structure_shapes_and_dtypes_are_kept(name, kind):
 
 
 @every_tree
-@every_transform
+@every_light_transform
 def test_jit_equals_eager(name, kind):
     transform, updates, update = compiled(name, kind)
     arguments = updates, transform.init(updates), context_for(transform, updates)
@@ -128,7 +137,7 @@ def test_jit_equals_eager(name, kind):
 
 
 @every_tree
-@every_transform
+@every_light_transform
 def test_a_mapped_cohort_equals_its_clients_one_by_one(name, kind):
     transform, updates, update = compiled(name, kind)
     factors = [1.0, -0.5, 20.0]
