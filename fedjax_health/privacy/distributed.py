@@ -326,7 +326,9 @@ def _decode(
     like: Updates,
 ) -> Updates:
     assert bound is not None
-    flat, unravel = ravel_pytree(like)
+    # Shapes alone cannot be raveled where a round is vmapped: nothing drops them there.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    flat, unravel = ravel_pytree(zeros)
     summed = jnp.asarray(total)
     if modulus_bits < 32:
         shift = np.int32(32 - modulus_bits)

@@ -166,6 +166,24 @@ def test_the_command_prints_a_table_and_one_json_object(bare):
     assert "epsilon at delta" in run().stdout
 
 
+@pytest.mark.slow
+def test_noise_by_the_clients_under_a_secure_sum_is_audited(table, tmp_path_factory):
+    config = tiny.config(
+        table,
+        *PRIVATE[:-2],
+        "mechanism=distributed_skellam",
+        "mechanism.noise_multiplier=2.0",
+        'aggregator={kind="secure_mean",threshold=2}',
+    )
+    run = tiny.Run(config, tmp_path_factory.mktemp("d") / "run")
+    found = audit.audit(run.paths.root, records.SILENT, SMALL)
+    assert not found["absent"]
+    assert 0 <= found["epsilon"]["lower"] <= found["epsilon"]["upper"]
+    sent = [row for row in found["rows"] if row.get("message") == "sent"]
+    assert sent
+    assert all("Hidden from the server" in row["threat"] for row in sent)
+
+
 # What cannot be audited
 
 
