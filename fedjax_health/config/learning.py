@@ -126,8 +126,8 @@ class DpSgd(Record, frozen=True):
     Attributes:
       clip_norm: bound on the gradient of one example.
       noise_multiplier: standard deviation of the noise over that bound.
-      microbatch: examples whose gradients are held at a time; the batch size where it is
-        left out.
+      microbatch: examples whose gradients are held at a time; the batch size where it
+        is left out.
     """
 
     clip_norm: AboveZero = 1.0
@@ -144,7 +144,8 @@ class Local(Record, frozen=True):
       epochs: passes over the client's examples; 1 where steps is not given.
       steps: batches, in place of epochs.
       batch_size: examples of a batch.
-      example_privacy: DP-SGD, which protects single examples; none where it is left out.
+      example_privacy: DP-SGD, which protects single examples; none where it is left
+        out.
     """
 
     optimizer: Optimizer = Sgd()

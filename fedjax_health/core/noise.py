@@ -126,8 +126,8 @@ def _table(sigma: float, log_mass, correction: np.ndarray) -> NoiseTable:
         high=(units >> np.uint64(32)).astype(np.uint32),
         low=units.astype(np.uint32),
         alias=alias,
-        log2_width=np.uint32(log2_width),
-        inverse_sigma=np.float32(1 / sigma),
+        log2_width=np.asarray(log2_width, np.uint32),
+        inverse_sigma=np.asarray(1 / sigma, np.float32),
         correction=correction.astype(np.float32),
     )
 
