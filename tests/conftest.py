@@ -1,6 +1,7 @@
 """Four virtual CPU devices, so that every test can spread clients over 1, 2 or 4."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,3 +28,16 @@ def data_root() -> Path:
 def meshes() -> dict[int, jax.sharding.Mesh]:
     """Meshes of 1, 2 and 4 devices."""
     return {n: jax.sharding.Mesh(jax.devices()[:n], ("clients",)) for n in (1, 2, 4)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs before the system runs out of places for them.
+
+    Each takes a dozen memory mappings, of which Linux grants a process 65,530; beyond
+    them the compiler crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 35_000:
+        jax.clear_caches()

@@ -35,6 +35,8 @@ def test_the_commands_that_the_readme_promises_parse():
         "run",
         "resume",
         "plan",
+        "privacy",
+        "audit",
         "leakcheck",
         "evaluate",
         "report",

@@ -367,6 +367,7 @@ def test_a_run_killed_twice_ends_as_the_whole_one(killing):
     killing.check(paths)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_instants_ends_as_the_whole_one(killing):
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed of the instants: {seed}")  # pytest shows it where the test fails
