@@ -512,3 +512,15 @@ def test_wrong_arguments_are_the_configurations_fault_and_others_are_not(
         cfg.call_custom(cfg.Custom("own_rules:rule", {"sise": 1}), path="model")
     with pytest.raises(TypeError):
         cfg.call_custom(cfg.Custom("own_rules:rule", {"size": "x"}), path="model")
+
+
+@pytest.mark.parametrize(
+    "term",
+    ["alignment.weight=0.1", "temporal=window"],
+)
+def test_private_gradients_refuse_terms_that_compare_examples(term):
+    with pytest.raises(ConfigError, match="takes each by itself"):
+        load(
+            "demo",
+            ["model=fusion", "local.example_privacy.clip_norm=1.0", term],
+        )

@@ -357,8 +357,17 @@ def _check_blocks(config: Config):
 
 
 def _check_terms(config: Config):
-    """Refuses terms of the loss that the model cannot give."""
+    """Refuses terms of the loss that the model or the batches cannot give."""
     temporal, model = config.temporal, config.model
+    comparing = {"alignment": config.alignment is not None}
+    comparing["temporal"] = isinstance(temporal, WindowContrast)
+    for name, compares in comparing.items():
+        if compares and config.local.example_privacy is not None:
+            raise ConfigError(
+                f"config: {name}: it compares the examples of a batch, and DP-SGD "
+                f"takes each by itself: add --set {name}=none, or --set "
+                "local.example_privacy=none"
+            )
     for name in ("temporal", "alignment"):
         if getattr(config, name) is not None and isinstance(config.loss, Custom):
             raise ConfigError(

@@ -102,12 +102,9 @@ def build_algorithm(
         parallelism, cohort_size=cohort_size, client_bytes=6 * param_bytes, mesh=mesh
     )
     memory = functools.partial(_client_memory, plan, checked.transform)
-    secure = plan.aggregator.secure
-    gathers = secure is not None and secure.gather is not None
-    stacked = plan.attack is not None or not plan.aggregator.linear or gathers
     _check_memory(
         table_bytes=trees.num_bytes(jax.eval_shape(memory, abstract_params)),
-        stack_bytes=3 * param_bytes if stacked else 0,
+        stack_bytes=3 * param_bytes if plan.keeps_stack else 0,
         population=population,
         cohort_size=cohort_size,
         num_devices=mapping.num_devices,
@@ -130,6 +127,7 @@ def build_algorithm(
         forge=plan.attack.forge if plan.attack else None,
         aggregate=plan.aggregator.update,
         linear=plan.aggregator.linear,
+        keeps_stack=plan.keeps_stack,
         depends_on=plan.aggregator.depends_on,
         mechanism=_mechanism_functions(checked.mechanism),
         bound=checked.bound if checked.mechanism or checked.codec else None,

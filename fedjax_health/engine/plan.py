@@ -319,6 +319,13 @@ class RoundPlan:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
+    @property
+    def keeps_stack(self) -> bool:
+        """Whether the messages of a cohort are held side by side."""
+        secure = self.aggregator.secure
+        gathers = secure is not None and secure.gather is not None
+        return self.attack is not None or not self.aggregator.linear or gathers
+
 
 class CheckedPlan(NamedTuple):
     """A plan that composes.

@@ -488,14 +488,20 @@ def _receive(
         if structure.secure is not None:
             # What a coder would make of a message is not what hides it.
             said = {name: x for name, x in said.items() if name != "uplink_bytes"}
+        _refuse_taken("a transform", said, metrics)
         metrics = metrics | said
-    taken = rule_metrics.keys() & {*metrics, "round"}
+    _refuse_taken("the aggregator", rule_metrics, metrics)
+    return new_state, {**rule_metrics, **metrics}
+
+
+def _refuse_taken(who: str, said: Metrics, metrics: Metrics) -> None:
+    """Refuses a stage's metric under a name that the round has given already."""
+    taken = said.keys() & {*metrics, "round"}
     if taken:
         raise CompositionError(
-            f"the aggregator reports a metric named {min(taken)!r}, which the round "
-            "itself reports: give it another name"
+            f"{who} reports a metric named {min(taken)!r}, which the round itself "
+            "reports: give it another name"
         )
-    return new_state, {**rule_metrics, **metrics}
 
 
 def detection_metrics(sent: jax.Array, kept: jax.Array, malicious: AnyArray) -> Metrics:

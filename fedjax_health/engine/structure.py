@@ -17,6 +17,7 @@ class Structure:
       microbatch: examples whose private gradients are held at a time; None where
         gradients are not private.
       bound: name of the leaf that carries the bound of a message; or None.
+      keeps_stack: whether the messages of a cohort are held side by side.
       codec: how messages become integers; None where floats are sent.
       codec_owner: the field of ``RoundState`` with the codec's state.
       secure: of an aggregator that sees sums of integers alone; or None.
@@ -37,6 +38,7 @@ class Structure:
     forge: Callable[..., Any] | None
     aggregate: Callable[..., Any]
     linear: bool
+    keeps_stack: bool
     depends_on: str
     mechanism: tuple[Callable[..., Any] | None, ...] | None
     bound: str | None
@@ -49,9 +51,3 @@ class Structure:
     has_root: bool
     has_dropout: bool
     mapping: Mapping
-
-    @property
-    def keeps_stack(self) -> bool:
-        """Whether the messages of a cohort are held side by side."""
-        gathers = self.secure is not None and self.secure.gather is not None
-        return self.forge is not None or not self.linear or gathers

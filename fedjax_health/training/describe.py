@@ -35,14 +35,15 @@ def describe(config: Config) -> dict[str, Any]:
     root = run.prepared.root
     store_bytes = sum(_bytes(one) for one in (store, root) if one is not None)
     devices = build.build_mesh(config.devices).size
-    stacked = plan.attack is not None or not plan.aggregator.linear
     parts = run.prepared.parts
     table = {
         "interpreter and libraries": BASE_MEMORY,
         "data": 2 * sum(sum(v.nbytes for v in p.features.values()) for p in parts),
         "training examples": store_bytes * (1 + devices),
         "state": (state_bytes(run) + 2 * model_bytes) * (devices + 1),
-        "stacked messages": 3 * model_bytes * slots * devices if stacked else 0,
+        "stacked messages": 3 * model_bytes * slots * devices
+        if plan.keeps_stack
+        else 0,
     }
     summaries = {
         name: summary(part) for name, part in zip(parts._fields, parts, strict=True)

@@ -1,5 +1,6 @@
 """The compressors against slow versions, their statistics, bounds and bytes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -265,7 +266,10 @@ def many(name):
     transform, x = UNBIASED[name], normal(100, 3)
     context = context_for(transform, x)
     keys = jax.random.split(root_key(11), DRAWS)
-    one = lambda key: transform.update(x, (), context._replace(key=key))[0]  # noqa: E731
+
+    def one(key):
+        return transform.update(x, (), context._replace(key=key))[0]
+
     return np.asarray(x, np.float64), np.asarray(jax.jit(jax.vmap(one))(keys))
 
 
@@ -534,7 +538,9 @@ def test_ef21_outlives_a_round_that_broke():
 
 
 def adds_noise():
-    check = lambda m: m.__class__(**{**vars(m), "noised": True})  # noqa: E731
+    def check(message):
+        return dataclasses.replace(message, noised=True)
+
     return transforms.identity()._replace(check=check)
 
 
