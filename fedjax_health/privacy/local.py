@@ -27,9 +27,9 @@ from fedjax_health.privacy.accounting import (
     Relation,
     Target,
     check_multiplier,
-    repeated_event,
 )
 from fedjax_health.privacy.central import NOISE_WORDS
+from fedjax_health.privacy.events import repeated_event
 
 ADVERSARY = "everybody, the server included: the noise is added before a message leaves"
 

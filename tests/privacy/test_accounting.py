@@ -8,7 +8,13 @@ from dp_accounting import pld, rdp
 
 from fedjax_health.core.message import CompositionError, Message
 from fedjax_health.core.types import Mechanism, Sampling
-from fedjax_health.privacy import accounting, central_gaussian, ledger, local_gaussian
+from fedjax_health.privacy import (
+    accounting,
+    central_gaussian,
+    events,
+    ledger,
+    local_gaussian,
+)
 from fedjax_health.privacy.accounting import PrivacyError, Target, epsilon_of
 
 ADD, REPLACE = (
@@ -61,7 +67,7 @@ def test_truncated_poisson_is_that_of_dp_accounting_and_a_wide_cap_is_free():
     event = dp.SelfComposedDpEvent(one, 50)
     assert epsilon_of(event, 1e-5) == pytest.approx(direct(event, 1e-5, "pld"), 1e-6)
     untruncated, wide, narrow = (
-        epsilon_of(accounting.sampled_event(1.0, sampling, 50), 1e-5)
+        epsilon_of(events.sampled_event(1.0, sampling, 50), 1e-5)
         for sampling in (
             poisson(cap=10_000),
             poisson(),
@@ -76,13 +82,13 @@ def test_rdp_pays_for_a_cap_in_delta_and_refuses_one_that_cuts_often():
     ideal = dp.SelfComposedDpEvent(
         dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(1.0)), 50
     )
-    event = accounting.sampled_event(1.0, poisson(), 50)
+    event = events.sampled_event(1.0, poisson(), 50)
     found = epsilon_of(event, 1e-5, accountant="rdp")
     exact = direct(ideal, 1e-5, "rdp")
     assert exact <= found < exact * 1.05
     with pytest.raises(PrivacyError, match="larger cap"):
         epsilon_of(
-            accounting.sampled_event(1.0, poisson(cap=110), 50),
+            events.sampled_event(1.0, poisson(cap=110), 50),
             1e-5,
             accountant="rdp",
         )
@@ -101,21 +107,21 @@ def test_replace_one_doubles_the_sensitivity_for_both_accountants():
 
 def test_fixed_cohorts_have_a_loose_rdp_bound_alone():
     sampling = Sampling("fixed", 100, 10)
-    event = accounting.sampled_event(1.0, sampling, 100)
-    assert accounting.sampled_relation(sampling) == "replace"
+    event = events.sampled_event(1.0, sampling, 100)
+    assert events.sampled_relation(sampling) == "replace"
     loose = epsilon_of(event, 1e-3, accountant="rdp", relation="replace")
     assert loose == pytest.approx(79.3, abs=0.1)
     with pytest.raises(PrivacyError, match="Poisson"):
         epsilon_of(event, 1e-3, relation="replace")
     assert accounting.usable_accountant(event, "pld") == "rdp"
-    drawn = accounting.sampled_event(1.0, Sampling("poisson", 100, 10, 100), 100)
+    drawn = events.sampled_event(1.0, Sampling("poisson", 100, 10, 100), 100)
     assert epsilon_of(drawn, 1e-3, accountant="rdp") == pytest.approx(5.66, abs=0.01)
     assert epsilon_of(drawn, 1e-3) == pytest.approx(4.78, abs=0.01)
 
 
 def test_full_participation_is_not_amplified():
     for sampling in (Sampling("fixed", 50, 50), Sampling("poisson", 50, 50)):
-        event = accounting.sampled_event(2.0, sampling, 9)
+        event = events.sampled_event(2.0, sampling, 9)
         assert epsilon_of(event, 1e-5) == pytest.approx(
             dp.get_epsilon_gaussian(2.0 / 3, 1e-5), abs=1e-3
         )
@@ -124,7 +130,7 @@ def test_full_participation_is_not_amplified():
 def test_cyclic_rounds_count_by_block():
     # bands=10, T=100, z=1, cohort 1 %: the plain rate would claim .38.
     sampling = Sampling("cyclic", 10_000, 100, 1000, 10)
-    true = epsilon_of(accounting.sampled_event(1.0, sampling, 100), 1e-5)
+    true = epsilon_of(events.sampled_event(1.0, sampling, 100), 1e-5)
     ideal = dp.SelfComposedDpEvent(
         dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.0)), 10
     )
@@ -180,7 +186,7 @@ def test_local_noise_is_not_amplified_by_sampling():
 @pytest.mark.parametrize("target", [0.5, 8.0])
 def test_calibration_reaches_its_target_from_below(target, accountant):
     def event(z):
-        return accounting.sampled_event(z, poisson(1000, 100, 1000), 20)
+        return events.sampled_event(z, poisson(1000, 100, 1000), 20)
 
     z = accounting.calibrate(target, 1e-5, event, accountant=accountant)
     assert target * 0.999 < epsilon_of(event(z), 1e-5, accountant=accountant) <= target
@@ -197,7 +203,7 @@ def test_a_target_that_no_noise_reaches_is_refused():
 @pytest.mark.slow
 def test_a_target_beyond_what_rdp_knows_of_a_cap_is_refused():
     def event(z):
-        return accounting.sampled_event(z, poisson(1000, 100), 40)
+        return events.sampled_event(z, poisson(1000, 100), 40)
 
     with pytest.raises(PrivacyError, match="larger cap"):
         accounting.calibrate(8.0, 1e-5, event, accountant="rdp")
@@ -281,7 +287,7 @@ def test_weak_noise_is_answered_and_never_below_the_truth():
 
 
 def test_examples_are_counted_over_all_steps_and_the_worst_client_is_named():
-    event = accounting.example_level_event(1.0, 10, 200, 5, 4)
+    event = events.example_level_event(1.0, 10, 200, 5, 4)
     ideal = dp.SelfComposedDpEvent(
         dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 20
     )
@@ -289,12 +295,12 @@ def test_examples_are_counted_over_all_steps_and_the_worst_client_is_named():
     sizes, steps = [500, 40, 90, 0, 300], [20, 2, 4, 0, 30]
     worst = accounting.worst_client(1.0, 10, sizes, steps, 4)
     each = [
-        epsilon_of(accounting.example_level_event(1.0, 10, n, s, 4), 1e-5) if n else 0
+        epsilon_of(events.example_level_event(1.0, 10, n, s, 4), 1e-5) if n else 0
         for n, s in zip(sizes, steps, strict=True)
     ]
     assert worst.index == each.index(max(each))
     assert worst.epsilon == max(each)
-    whole = accounting.example_level_event(1.0, 10, 5, 1, 1)
+    whole = events.example_level_event(1.0, 10, 5, 1, 1)
     assert epsilon_of(whole, 1e-5) == pytest.approx(
         dp.get_epsilon_gaussian(1.0, 1e-5), abs=1e-3
     )
@@ -303,6 +309,6 @@ def test_examples_are_counted_over_all_steps_and_the_worst_client_is_named():
 
 
 def test_an_observed_participation_is_accounted_without_amplification():
-    assert epsilon_of(accounting.repeated_event(2.0, 4), 1e-5) == pytest.approx(
+    assert epsilon_of(events.repeated_event(2.0, 4), 1e-5) == pytest.approx(
         dp.get_epsilon_gaussian(1.0, 1e-5), abs=1e-3
     )
