@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedjax_health.build.sources import (
         build_dataset,
         build_evaluation_dataset,
+        check_evaluation_files,
         check_files,
         data_files,
         name_files,
@@ -41,6 +42,7 @@ __all__ = [
     "build_model",
     "build_plan",
     "build_sampling",
+    "check_evaluation_files",
     "check_files",
     "data_files",
     "find_leaks",
@@ -65,6 +67,7 @@ _HOMES = {
     "build_model": "detector",
     "build_plan": "plan",
     "build_sampling": "algorithm",
+    "check_evaluation_files": "sources",
     "check_files": "sources",
     "data_files": "sources",
     "find_leaks": "leaks",

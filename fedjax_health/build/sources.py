@@ -278,6 +278,25 @@ def check_files(settings: Config):
             check_file(file, wanted="a file of data")
 
 
+def check_evaluation_files(settings: Config, path: str | os.PathLike[str]):
+    """Refuses a path at which ``build_evaluation_dataset`` could not find a file.
+
+    Raises:
+      DataError: naming the file.
+    """
+    if isinstance(settings.data, Custom):
+        # What its path means is the function's own affair.
+        return
+    table, files = table_roles(settings), (Path(path),)
+    if isinstance(settings.data, config.HospitalSim):
+        files = tabular.find_tables(path, HOSPITAL_FILE_ROLES)
+    elif table is not None:
+        files = tabular.find_tables(path, table[1])
+    for file in files:
+        if not os.path.isdir(file):
+            check_file(file, wanted="a file of data")
+
+
 def name_files(settings: Config) -> str | None:
     """Returns one line on the tables of a folder or pattern; None for a file's path."""
     table = table_roles(settings)

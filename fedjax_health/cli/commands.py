@@ -154,7 +154,9 @@ def evaluate(options: argparse.Namespace) -> Outcome:
     from fedjax_health.config import load
 
     folder = records.open_folder(options.folder)
-    _prepare(options, load(folder.config).devices or _devices_before(folder))
+    config = load(folder.config)
+    _check_new_files(config, options.data)
+    _prepare(options, config.devices or _devices_before(folder))
 
     from fedjax_health.cli.progress import build_progress
     from fedjax_health.evaluate import evaluate as score
@@ -317,6 +319,12 @@ def _check_files(config):
     from fedjax_health import build
 
     build.check_files(config)
+
+
+def _check_new_files(config, path: str):
+    from fedjax_health import build
+
+    build.check_evaluation_files(config, path)
 
 
 def _prepare(options: argparse.Namespace, devices: int | None):

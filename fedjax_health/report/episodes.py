@@ -76,7 +76,9 @@ def find_episodes(predictions: Predictions, *, window: int) -> Episodes:
     return Episodes(onset, end, delay, missed)
 
 
-def choose_panels(predictions: Predictions, *, window: int) -> tuple[Panel, ...]:
+def choose_panels(
+    predictions: Predictions, *, window: int, one: str = "attack"
+) -> tuple[Panel, ...]:
     """Returns up to six pieces: the worst first, then what is usual.
 
     Each stream is shown once. The choice depends on the predictions alone.
@@ -84,6 +86,7 @@ def choose_panels(predictions: Predictions, *, window: int) -> tuple[Panel, ...]
     Args:
       predictions: with alarms; labels where there are any.
       window: steps for which an alarm may have been on at the onset.
+      one: what the data calls a positive.
     """
     if predictions.alarm is None or not len(predictions.score):
         return ()
@@ -92,7 +95,7 @@ def choose_panels(predictions: Predictions, *, window: int) -> tuple[Panel, ...]
     if predictions.label is None:
         wanted = _without_labels(predictions, starts, ends)
     else:
-        wanted = _with_labels(predictions, starts, ends, window)
+        wanted = _with_labels(predictions, starts, ends, window, one)
     panels, used = [], set()
     for why, rows in wanted:
         for row in rows:
@@ -108,7 +111,11 @@ def choose_panels(predictions: Predictions, *, window: int) -> tuple[Panel, ...]
 
 
 def _with_labels(
-    predictions: Predictions, starts: np.ndarray, ends: np.ndarray, window: int
+    predictions: Predictions,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    window: int,
+    one: str,
 ) -> list[tuple[str, np.ndarray]]:
     """Returns what to look for and rows that show it, the best first."""
     episodes = find_episodes(predictions, window=window)
@@ -134,7 +141,7 @@ def _with_labels(
         ("most false alarms", _busiest(false, starts, ends)),
         ("early alarm", episodes.onset[early]),
         ("usual delay", episodes.onset[usual]),
-        ("no attack", starts[quietest]),
+        (f"no {one}", starts[quietest]),
         ("missed episode", episodes.onset[missed]),
         ("late alarm", episodes.onset[late]),
         ("early alarm", episodes.onset[early]),

@@ -294,8 +294,8 @@ def _alarms(view: View, figures: frozenset[str]) -> Section | Absent:
             "each stream once."
         )
         caption = (
-            "Scores of single streams with attacks, threshold and alarms; ticks below "
-            "a score are alarms, the lower row false ones."
+            f"Scores of single streams with {nouns_of(view).many}, threshold and "
+            "alarms; ticks below a score are alarms, the lower row false ones."
         )
     return Section(
         "alarms", "Alarms over time", (text,), drawings=(Drawing("alarms", caption),)

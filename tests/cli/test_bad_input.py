@@ -202,6 +202,22 @@ def test_columns_of_words_are_named_together(refused):
     assert "line 2, column 'day': 2025-03-01 is not a number" in refused(*named)
 
 
+def test_words_for_labels_and_columns_of_words_are_one_error(refused):
+    frame = pd.read_csv("ward.csv")
+    frame["label"] = np.where(frame.label, "yes", "no")
+    frame["ward"] = np.where(frame.minute % 2, "icu", "general")
+    frame.to_csv("ward.csv", index=False)
+    text = refused()
+    assert "is not 0 or 1" in text
+    assert text.endswith(
+        "; and 1 column holds no numbers: 'ward' ('general' in line 2): list words in "
+        "categorical and identifiers in drop"
+    )
+    named = ('data.positive=["yes"]', 'data.categorical=["ward"]')
+    assert "is not 0 or 1" in refused(named[1])
+    assert "'general' is not a number" in refused(named[0])
+
+
 @pytest.mark.parametrize("label", ["0", "1"])
 def test_a_label_with_one_class(refused, workplace, label):
     rows = len(tiny.table_lines())

@@ -1,6 +1,8 @@
 """Detectors of finished runs on files that training never saw."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -282,6 +284,23 @@ def test_data_of_other_columns_is_refused(trained, tmp_path):
     with pytest.raises(DataError, match="load"):
         evaluate(trained().paths.root, path, records.SILENT)
     assert not (trained().paths.evaluations / "x").exists()
+
+
+def test_a_file_that_is_not_there_is_refused_before_jax_starts(trained):
+    folder = trained().paths.root
+    program = (
+        "import sys; from fedjax_health.cli.main import execute; "
+        "from fedjax_health.cli.parser import parse_flags; "
+        f"line = ['x', 'evaluate', {str(folder)!r}, '--data', 'none.csv']; "
+        "code = execute(parse_flags(line)); "
+        "print(code, 'jax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
+    (line,) = done.stderr.splitlines()
+    assert "none.csv does not exist" in line
 
 
 def test_an_output_folder_in_use_is_refused(trained, tmp_path):

@@ -146,6 +146,24 @@ def test_large_times_are_counted_from_the_first_row(view):
     assert "1,600,000,000" in figure.axes[0].get_title(loc="left")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ddos", {"attack", "alarm at an attack", "no attack"}),
+        ("death in hospital", {"death", "alarm at a death", "no death"}),
+    ],
+)
+def test_the_time_line_says_what_the_data_says(view, name, words):
+    names = tuple(
+        "normal" if n == "normal" else name for n in view.predictions.attack_names
+    )
+    rows = view.predictions._replace(attack_names=names)
+    figure = plots.draw(view._replace(predictions=rows, figures=None))["alarms"]
+    said = {text.get_text() for text in figure.legends[0].get_texts()}
+    said |= {axes.get_title(loc="left").rpartition(": ")[2] for axes in figure.axes}
+    assert words <= said
+
+
 def test_dates_are_shown_as_dates_and_hours(view):
     start = 1_777_849_200.0
     time = start + 60 * view.predictions.time

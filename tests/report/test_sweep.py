@@ -14,6 +14,7 @@ from fedjax_health.report import write_report
 from fedjax_health.report.plots.sweep import draw
 from fedjax_health.report.sweep import sections, summary, tables
 from fedjax_health.report.sweep.read import label, read_sweep
+from fedjax_health.report.words import DASH
 from tests.report.folder import SCRIPT
 
 DEFENCES = ("mean", f"median {SCRIPT}")
@@ -169,7 +170,12 @@ def test_the_page_says_what_to_choose_and_runs_nothing(folder):
         "grid",
         "versions",
     ]
-    assert set(result["left_out"]) == {"Every metric", "What failed"}
+    assert set(result["left_out"]) == {
+        "Every metric",
+        "Bytes and privacy",
+        "Warnings of the data",
+        "What failed",
+    }
     assert "r=2" in text
     assert "1.500" in text
     for picture in result["plots"]:
@@ -199,6 +205,43 @@ def test_what_failed_is_told(tmp_path):
     text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
     assert "MemoryError: &lt;script&gt;" in text
     assert "Cells are missing" in text
+
+
+def test_bytes_epsilon_and_warnings_are_told(tmp_path):
+    frame = table()
+    private = frame.defence == "mean"
+    frame["total_uplink_bytes"] = 1e6 * (1 + frame.seed)
+    frame["total_downlink_bytes"] = 3e6
+    frame["total_epsilon"] = np.where(private, 1.0 + frame.seed, np.nan)
+    folder = write(tmp_path / "out", frame)
+    lines = [
+        ("a", ["old"]),
+        ("a", [f"column {SCRIPT} changes its unit"]),
+        ("b", [f"column {SCRIPT} changes its unit", "rows repeat"]),
+        ("c", []),
+    ]
+    records.append_jsonl(
+        records.sweep_folder(folder).cells,
+        [{"cell": key, "record": {"warnings": said}} for key, said in lines],
+    )
+    assert {"costs", "warnings"} <= set(write_report(folder)["sections"])
+    view = read_sweep(folder)
+    rows = {row[:2]: row[2:] for row in tables.costs(view).rows}
+    assert rows["0.2", "mean"] == ("2.0 MB", "3.0 MB", "3.000")
+    assert rows["0", DEFENCES[1]] == ("2.0 MB", "3.0 MB", DASH)
+    found = tables.data_warnings(view).rows
+    assert [count for _, count in found] == ["2", "1"]
+    text = records.sweep_folder(folder).report.read_text(encoding="utf-8")
+    assert "column &lt;script&gt;" in text
+    assert "<script" not in text
+
+
+def test_bytes_without_a_mechanism_have_no_epsilon(tmp_path):
+    frame = table().assign(total_uplink_bytes=10.0, total_downlink_bytes=20.0)
+    view = read_sweep(without_axis(frame, tmp_path / "out", "malicious"))
+    found = tables.costs(view)
+    assert found.columns == ("defence", "to the server", "from the server")
+    assert found.rows[0] == ("mean", "10 B", "20 B")
 
 
 def test_a_sweep_without_attacks_or_repetitions_has_a_report_too(tmp_path):

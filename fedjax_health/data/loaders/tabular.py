@@ -365,7 +365,13 @@ def _build(
     place, num_rows = table.place, table.num_rows
     if num_rows == 0:
         raise DataError(f"{place.source} has no rows")
-    label, known, attack, attack_names = _labels(table, roles, strict=strict)
+    try:
+        label, known, attack, attack_names = _labels(table, roles, strict=strict)
+    except DataError as error:
+        # Whoever has words for labels often has words for features too.
+        if text := _words(table, modalities, roles, least=1):
+            raise DataError(f"{error}; and {text}") from None
+        raise
     client, client_names = _clients(table, roles, trained)
     entity, entity_names = _entities(table, roles)
     time, dated = np.arange(num_rows, dtype=np.float64), False
@@ -376,7 +382,9 @@ def _build(
     patient = None
     if roles.patient is not None:
         patient, _ = read_names(table.columns[roles.patient], place)
-    _refuse_words(table, modalities, roles)
+    # What reads a single column says it.
+    if text := _words(table, modalities, roles, least=2):
+        raise DataError(f"{table.place.source}: {text}")
     features, categories = {}, {}
     for name, names in modalities.items():
         features[name], categories[name] = _features(table, names, roles)
@@ -525,10 +533,14 @@ def _features(
     return result, categories
 
 
-def _refuse_words(
-    table: _Table, modalities: dict[str, tuple[str, ...]], roles: ColumnRoles
-) -> None:
-    """Refuses two columns or more that are no numbers, all of them in one line."""
+def _words(
+    table: _Table,
+    modalities: dict[str, tuple[str, ...]],
+    roles: ColumnRoles,
+    *,
+    least: int,
+) -> str | None:
+    """Names all columns that should hold numbers and do not, if there are so many."""
     found, dates = [], []
     for name in (name for names in modalities.values() for name in names):
         series = table.columns.get(name)
@@ -541,16 +553,17 @@ def _refuse_words(
         (dates if holds_dates(series) else found).append(
             f"{name!r} ({shown(series.iloc[row])} in {place})"
         )
-    if len(found) + len(dates) < 2:
-        # What reads the column says it.
-        return
-    text = f"{table.place.source}: {len(found) + len(dates)} columns are no numbers: "
+    count = len(found) + len(dates)
+    if count < least:
+        return None
+    text = "1 column holds" if count == 1 else f"{count} columns are"
+    text += " no numbers: "
     if found:
         text += f"{shorten(found)}: list words in categorical and identifiers in drop"
     if dates:
         text += "; " if found else ""
         text += f"{shorten(dates)}: name the column of the time in time, or drop dates"
-    raise DataError(text)
+    return text
 
 
 def _median_step(dataset: Dataset) -> float | None:

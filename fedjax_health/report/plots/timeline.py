@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fedjax_health.report.episodes import Panel, choose_panels
+from fedjax_health.report.nouns import nouns_of
 from fedjax_health.report.plots.style import (
     BLUE,
     INK,
@@ -43,8 +44,11 @@ def alarms(view: View) -> Figure | None:
     rows = view.predictions
     length = settings_of(view, "window").get("length")
     window = length if isinstance(length, int) else 0
-    panels = choose_panels(rows, window=window) if rows is not None else ()
-    if rows is None or not panels:
+    nouns = nouns_of(view)
+    if rows is None:
+        return None
+    panels = choose_panels(rows, window=window, one=nouns.one)
+    if not panels:
         return None
     figure = new_figure(0.75 + 1.45 * len(panels))
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -63,7 +67,8 @@ def alarms(view: View) -> Figure | None:
         labels.append("alarm")
     else:
         handles += [Patch(color=SHADE), _tick(ORANGE, 1.6), _tick(INK, 0.9)]
-        labels += ["attack", "alarm in an attack", "false alarm"]
+        labels += [nouns.one, f"alarm at {nouns.row.removesuffix(' row')}"]
+        labels.append("false alarm")
     legend(figure, handles, labels, ncols=len(handles), loc="outside upper left")
     return figure
 

@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+from collections import Counter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -71,6 +72,7 @@ class SweepView(NamedTuple):
       toml: the whole grid.
       environment: versions and machine.
       seconds: that the cells took, together.
+      warnings: what was said of the data, and for how many computed cells.
     """
 
     name: str
@@ -82,6 +84,7 @@ class SweepView(NamedTuple):
     toml: str
     environment: dict[str, Any]
     seconds: float
+    warnings: tuple[tuple[str, int], ...]
 
 
 def read_sweep(root: str | os.PathLike[str]) -> SweepView:
@@ -131,6 +134,7 @@ def read_sweep(root: str | os.PathLike[str]) -> SweepView:
         toml=clean(paths.sweep.read_text(encoding="utf-8")),
         environment=records.read_json(paths.environment),
         seconds=float(sum(line.get("seconds", 0.0) for line in timings)),
+        warnings=_warnings(records.read_jsonl(paths.cells)),
     )
 
 
@@ -170,6 +174,17 @@ def clean_values(view: SweepView) -> tuple[str, ...]:
         if axis.name == view.roles.worst:
             return tuple(label(value) for value in axis.clean)
     return ()
+
+
+def _warnings(lines: list[dict[str, Any]]) -> tuple[tuple[str, int], ...]:
+    # A cell that failed was tried again: its last line counts.
+    cells = {line.get("cell"): line.get("record", {}) for line in lines}
+    found = Counter(
+        clean(str(text))
+        for record in cells.values()
+        for text in record.get("warnings", ())
+    )
+    return tuple(found.items())
 
 
 def _roles(settings: Settings) -> Roles:

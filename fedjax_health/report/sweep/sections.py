@@ -122,6 +122,8 @@ def sections(
         _success(view, figures),
         _detection(view),
         _settings(view),
+        _costs(view),
+        _warnings(view),
         _failures(view),
         Section("grid", "The grid", (_GRID,), code=view.toml.strip()),
         Section("versions", "Facts and versions", tables=(tables.facts(view),)),
@@ -319,6 +321,20 @@ def _settings(view: SweepView) -> Section | Absent:
     if table is None:
         return Absent("Settings", "no candidate had settings to choose among.")
     return Section("settings", "Settings", tables=(table,))
+
+
+def _costs(view: SweepView) -> Section | Absent:
+    table = tables.costs(view)
+    if table is None:
+        return Absent("Bytes and privacy", f"no cell counted any{_lost(view)}.")
+    return Section("costs", "Bytes and privacy", tables=(table,))
+
+
+def _warnings(view: SweepView) -> Section | Absent:
+    table = tables.data_warnings(view)
+    if table is None:
+        return Absent("Warnings of the data", "there are none.")
+    return Section("warnings", "Warnings of the data", tables=(table,))
 
 
 def _failures(view: SweepView) -> Section | Absent:

@@ -12,7 +12,7 @@ from fedjax_health.report.sweep.read import SweepView, clean_values
 from fedjax_health.report.sweep.summary import Case, Mean, Verdict
 from fedjax_health.report.tables.form import Table, without_empty
 from fedjax_health.report.tables.metrics import METRICS
-from fedjax_health.report.words import DASH, listing, metric, number
+from fedjax_health.report.words import DASH, listing, metric, number, size
 
 
 def verdicts(view: SweepView, found: Sequence[Verdict]) -> Table:
@@ -162,12 +162,13 @@ def metrics(view: SweepView) -> Table | None:
         tuple(rows),
         frozenset({0, 1, 2}),
     )
-    absent = [
-        i
-        for i, there in enumerate((bool(view.roles.columns), bool(view.roles.rows)))
-        if not there
-    ]
-    return without_empty(_without(table, frozenset(absent)))
+    return without_empty(_of_axes(view, table))
+
+
+def _of_axes(view: SweepView, table: Table) -> Table:
+    """Drops the first two columns, circumstance and candidate, where no axis is one."""
+    there = (bool(view.roles.columns), bool(view.roles.rows))
+    return _without(table, frozenset(i for i, axis in enumerate(there) if not axis))
 
 
 def _interval_of(name: str, mean: Mean) -> str:
@@ -275,6 +276,59 @@ def tuned(view: SweepView) -> Table | None:
         (_where(view), view.roles.rows or "candidate", "setting"),
         tuple((c, r, clean(t)) for c, r, t in rows.itertuples(index=False)),
         frozenset({0, 1, 2}),
+    )
+
+
+def costs(view: SweepView) -> Table | None:
+    """Returns the bytes and the epsilon of all rounds.
+
+    Args:
+      view: what was read.
+
+    Returns:
+      One row for each candidate and circumstance: the mean of the bytes over attacks
+      and repetitions, and the greatest epsilon. None where nothing was counted.
+    """
+    chosen = summary.with_places(view, view.chosen)
+    names = ("total_uplink_bytes", "total_downlink_bytes", "total_epsilon")
+    found = chosen.reindex(columns=["column", "row", *names])
+    if not found[list(names)].notna().any(axis=None):
+        return None
+    rows = []
+    for (row, column), group in found.groupby(["row", "column"], sort=False):
+        up, down = (group[name].astype(float).mean() for name in names[:2])
+        # Privacy is what the worst of them gives.
+        epsilon = group["total_epsilon"].astype(float).max()
+        rows.append((str(column), str(row), size(up), size(down), number(epsilon)))
+    caption = "Bytes of all rounds, mean over repetitions"
+    if view.roles.worst is not None:
+        caption += " and attacks"
+    if found["total_epsilon"].notna().any():
+        caption += "; epsilon of all rounds, the greatest of them"
+    titles = ("to the server", "from the server", "epsilon")
+    table = Table(
+        caption,
+        (_where(view), view.roles.rows or "candidate", *titles),
+        tuple(rows),
+        frozenset({0, 1}),
+    )
+    return without_empty(_of_axes(view, table))
+
+
+def data_warnings(view: SweepView) -> Table | None:
+    """Returns what was said of the data.
+
+    Args:
+      view: what was read.
+    """
+    if not view.warnings:
+        return None
+    rows = tuple((text, f"{count:,}") for text, count in view.warnings[:60])
+    return Table(
+        "Warnings of the data, and the cells that gave them; of cells that compute the "
+        "same, one",
+        ("warning", "cells"),
+        rows,
     )
 
 
