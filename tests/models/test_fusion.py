@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fedjax_health.core.types import Detection, ModalityColumns, logits_of
 from fedjax_health.models import GruEncoder, MlpEncoder, fusion_detector
+from fedjax_health.models.fuse import CrossAttention
 from fedjax_health.models.fusion import keep_modalities
 
 # Two features each; "a" and "b" may be missing, "c" is complete.
@@ -23,12 +25,17 @@ SMALL = {
     "c": MlpEncoder((3,)),
 }
 RECORDS = dict.fromkeys("abc", MlpEncoder((9,)))
+# Compiled in no time, and still a sum over the steps so far.
+QUICK = dict.fromkeys("abc", MlpEncoder((4,)))
 KINDS = ["row", "entity", "records"]
+FUSES = ["gated", "concatenation", "cross_attention", "late"]
 
 
 def settings(kind):
     if kind == "records":
         return {"encoders": RECORDS, "streams": False}
+    if kind == "quick":
+        return {"encoders": QUICK}
     return {"encoders": SMALL, "target": kind}
 
 
@@ -38,7 +45,7 @@ def make(kind, *, layout=LAYOUT, **changes):
     chosen = settings(kind)
     names = {columns.name for columns in layout}
     encoders = {n: e for n, e in chosen.pop("encoders").items() if n in names}
-    sizes = {"joint": 6, "aligned": 3}
+    sizes = {"joint": 6, "aligned": 3, "heads": 2}
     model = fusion_detector(layout, encoders=encoders, **{**sizes, **chosen, **changes})
     # Drawn here, so that biases and missing tokens are not zero and each one matters.
     rng = np.random.default_rng(1)
@@ -95,6 +102,12 @@ def test_equal_settings_give_the_same_functions():
     # As tuples, two encoders of different kinds with the same numbers would be equal.
     one = fusion_detector(LAYOUT, streams=False, encoders={"a": MlpEncoder((8,))})
     assert one.apply is not fusion_detector(LAYOUT, streams=False).apply
+    # Without a shared space nothing can disagree; without attention heads are nothing.
+    plain = fusion_detector(LAYOUT, fuse="concatenation", aligned=0)
+    assert plain is fusion_detector(
+        LAYOUT, fuse="concatenation", aligned=0, disagreement=False, heads=3
+    )
+    assert len({fusion_detector(LAYOUT, fuse=fuse).apply for fuse in FUSES}) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,12 +144,14 @@ def test_the_logit_is_the_gated_sum_and_the_joint_logit(kind):
     np.testing.assert_allclose(found.logits, want, atol=1e-5)
 
 
-def test_the_joint_layer_equals_its_formula():
-    apply, params = make("records")
-    batch = drop(make_batch("records"), LAYOUT[0], 1)
-    found = apply(params, batch)
-    x, present = np.asarray(batch["x"]), np.asarray(found.present)
-    embeddings, spaces = [], []
+def affine(layer, x):
+    return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+
+def known_parts(params, batch, present):
+    """Embeddings or missing tokens, own logits and shared spaces, of records."""
+    x = np.asarray(batch["x"])
+    embeddings, logits, spaces = [], [], []
     for m, columns in enumerate(LAYOUT):
         own = params[f"modality_{columns.name}"]
         spans = [s for s in columns[1:] if s is not None]
@@ -144,25 +159,93 @@ def test_the_joint_layer_equals_its_formula():
         if columns.name == "a":
             inputs[0] = inputs[0] * inputs[1]
         dense = own["encoder"]["dense"]["dense_0"]
-        inputs = np.concatenate(inputs, axis=1)
-        z = np.maximum(inputs @ dense["kernel"] + dense["bias"], 0)
-        own_logit = (z @ own["head"]["kernel"] + own["head"]["bias"])[:, 0]
-        own_logit = np.where(present[:, m], own_logit, 0)
-        np.testing.assert_allclose(found.unimodal[columns.name], own_logit, atol=1e-5)
-        u = z @ own["aligned"]["kernel"] + own["aligned"]["bias"]
+        z = np.maximum(affine(dense, np.concatenate(inputs, axis=1)), 0)
+        logits.append(np.where(present[:, m], affine(own["head"], z)[:, 0], 0))
+        u = affine(own["aligned"], z)
         u = u / np.sqrt((u**2).mean(axis=1, keepdims=True) + 1e-6)
         spaces.append(np.where(present[:, [m]], u, 0))
-        np.testing.assert_allclose(found.aligned[columns.name], spaces[m], atol=1e-5)
         embeddings.append(np.where(present[:, [m]], z, np.asarray(own["missing"])))
+    return embeddings, logits, spaces
+
+
+def attended(params, embeddings, present):
+    """What cross-attention makes of embeddings, one example and head at a time."""
+    layer, heads, width = params["attention"], 2, 6
+    size = width // heads
+    tokens = np.stack(
+        [
+            affine(params[f"modality_{c.name}"]["token"], z)
+            for c, z in zip(LAYOUT, embeddings, strict=True)
+        ],
+        axis=1,
+    )
+    read = tokens / np.sqrt((tokens**2).mean(axis=-1, keepdims=True) + 1e-6)
+    query, key_value = affine(layer["query"], read), affine(layer["key_value"], read)
+    key, value = key_value[..., :width], key_value[..., width:]
+    taken = np.zeros_like(tokens)
+    for e, m, h in np.ndindex(len(tokens), 3, heads):
+        part = slice(h * size, (h + 1) * size)
+        others = [n for n in range(3) if n != m and present[e, n]]
+        scores = [query[e, m, part] @ key[e, n, part] / size**0.5 for n in others]
+        whole = 1 + np.sum(np.exp(scores))
+        for n, score in zip(others, scores, strict=True):
+            taken[e, m, part] += np.exp(score) / whole * value[e, n, part]
+    return list(np.moveaxis(tokens + affine(layer["out"], taken), 1, 0))
+
+
+@pytest.mark.parametrize("disagreement", [True, False])
+@pytest.mark.parametrize("fuse", FUSES)
+def test_every_way_to_fuse_equals_its_formula(fuse, disagreement):
+    apply, params = make("records", fuse=fuse, disagreement=disagreement)
+    batch = drop(make_batch("records"), LAYOUT[0], 1)
+    # The last example has nothing at all.
+    absent = jnp.zeros((6, 3), bool).at[2, 2].set(True).at[5].set(True)
+    batch["absent"] = absent
+    found = apply(params, batch)
+    present = np.asarray(found.present)
+    want = expected_presence(batch, "records") & ~np.asarray(absent)
+    np.testing.assert_array_equal(present, want)
+    embeddings, logits, spaces = known_parts(params, batch, present)
+    for m, columns in enumerate(LAYOUT):
+        np.testing.assert_allclose(
+            found.unimodal[columns.name], logits[m], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(found.aligned[columns.name], spaces[m], atol=1e-5)
+    own = np.stack(logits, axis=1)
+    if fuse == "late":
+        shares = present / np.maximum(present.sum(1, keepdims=True), 1)
+        total = (shares * own).sum(1)
+        total[5] = np.mean(
+            [
+                affine(part["head"], np.asarray(part["missing"]))[0]
+                for part in (params[f"modality_{c.name}"] for c in LAYOUT)
+            ]
+        )
+        assert found.embedding is None
+        assert not {"joint", "gate", "head"} & set(params)
+        np.testing.assert_allclose(found.shares, shares, atol=1e-6)
+        np.testing.assert_allclose(found.logits, total, rtol=1e-4, atol=1e-5)
+        return
+    if fuse == "cross_attention":
+        embeddings = attended(params, embeddings, present)
     evidence = [*embeddings, present]
-    for a, b in itertools.combinations(range(3), 2):
-        both = (present[:, a] & present[:, b])[:, None]
-        evidence.append(both * np.abs(spaces[a] - spaces[b]))
-        evidence.append(both * spaces[a] * spaces[b])
-    evidence = np.concatenate(evidence, axis=1)
-    joint = params["joint"]
-    want = np.maximum(evidence @ joint["kernel"] + joint["bias"], 0)
-    np.testing.assert_allclose(found.embedding, want, atol=1e-5)
+    if disagreement:
+        for a, b in itertools.combinations(range(3), 2):
+            both = (present[:, a] & present[:, b])[:, None]
+            evidence.append(both * np.abs(spaces[a] - spaces[b]))
+            evidence.append(both * spaces[a] * spaces[b])
+    joint = np.maximum(affine(params["joint"], np.concatenate(evidence, axis=1)), 0)
+    np.testing.assert_allclose(found.embedding, joint, rtol=1e-4, atol=1e-4)
+    total = affine(params["head"], joint)[:, 0]
+    if fuse == "gated":
+        scores = np.exp(affine(params["gate"], joint)) * present
+        shares = scores / np.maximum(scores.sum(1, keepdims=True), 1e-30)
+        np.testing.assert_allclose(found.shares, shares, atol=1e-4)
+        total = total + (shares * own).sum(1)
+    else:
+        assert found.shares is None
+        assert "gate" not in params
+    np.testing.assert_allclose(found.logits, total, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,6 +279,40 @@ def test_values_of_a_missing_modality_change_nothing(kind, modality):
     assert not np.allclose(changed.logits, apply(params, batch).logits)
 
 
+@pytest.mark.parametrize("fuse", FUSES)
+def test_neither_answer_nor_gradient_sees_a_missing_modality(fuse):
+    apply, params = make("quick", fuse=fuse)
+
+    @jax.jit
+    def value(params, batch):
+        def loss(params):
+            found = apply(params, batch)
+            return jnp.sum(found.logits**2), found
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for modality, columns in enumerate(MASKED):
+        dropped = drop(make_batch("row"), columns, 2)
+        dropped["absent"] = jnp.zeros((6, 3), bool)
+        # The same by decree, with flags that say otherwise.
+        decreed = make_batch("row")
+        decreed["absent"] = jnp.zeros((6, 3), bool).at[2, modality].set(True)
+        first, end = columns.values
+        answers = []
+        for batch in (dropped, decreed):
+            other = batch | {"x": batch["x"].at[2, ..., first:end].set(30.0)}
+            pair = value(params, batch), value(params, other)
+            for one, two in zip(*map(jax.tree.leaves, pair), strict=True):
+                np.testing.assert_array_equal(one, two)
+            answers.append(pair[0][1])
+        for one, two in zip(*map(jax.tree.leaves, answers), strict=True):
+            np.testing.assert_allclose(one, two, atol=1e-6)
+        # The learned vector takes its place, but for the answer of "late", which rests
+        # on what is there.
+        own = value(params, decreed)[0][f"modality_{columns.name}"]
+        assert np.any(own["missing"]) == (fuse != "late")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_any_modality_there_is_an_answer_and_a_finite_gradient(kind):
     apply, params = make(kind, layout=MASKED)
@@ -214,8 +331,9 @@ def test_without_any_modality_there_is_an_answer_and_a_finite_gradient(kind):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
 
 
-def test_streams_are_causal():
-    apply, params = make("row")
+@pytest.mark.parametrize("fuse", FUSES)
+def test_streams_are_causal(fuse):
+    apply, params = make("row" if fuse == "gated" else "quick", fuse=fuse)
     batch = make_batch("row")
     later = batch | {"x": batch["x"].at[:, 3:].add(1.0)}
     before, after = apply(params, batch), apply(params, later)
@@ -237,6 +355,35 @@ def test_modality_dropout_acts_with_a_key_only_and_leaves_unimodal_answers():
     np.testing.assert_array_equal(gone, gone.any(1)[:, None] & still.present)
     at_end = np.asarray(dropped.shares)[:, -1].sum(-1)
     np.testing.assert_allclose(at_end, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("fuse", ["cross_attention", "late"])
+def test_modality_dropout_acts_on_every_way_to_fuse(fuse):
+    apply, params = make("quick", fuse=fuse, modality_dropout=0.6)
+    batch = make_batch("row", examples=40)
+    still, dropped = (apply(params, batch, key=key) for key in (None, KEY))
+    changed = np.asarray(still.logits != dropped.logits).any(1)
+    assert 0 < changed.sum() < 40
+    np.testing.assert_array_equal(still.present, dropped.present)
+    # What is kept is what an example would have without the rest: its modalities are
+    # found by trying each combination.
+    gone = jnp.array(list(itertools.product([False, True], repeat=3)))
+    tried = jax.vmap(
+        lambda one: apply(params, {**batch, "absent": jnp.tile(one, (40, 1))}).logits
+    )(gone)
+    near = np.abs(tried - dropped.logits).max(-1).min(0)
+    np.testing.assert_allclose(near, 0, atol=1e-5)
+
+
+def test_without_any_other_modality_cross_attention_takes_nothing():
+    module = CrossAttention(6, 2, rngs=nnx.Rngs(0))
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 6)), jnp.float32)
+    nobody = jnp.zeros((4, 3), bool)
+    np.testing.assert_allclose(module(tokens, nobody), tokens, atol=1e-6)
+    alone = nobody.at[:, 1].set(True)
+    found = module(tokens, alone)
+    np.testing.assert_allclose(found[:, 1], tokens[:, 1], atol=1e-6)
+    assert float(jnp.abs(found - tokens)[:, [0, 2]].max(-1).min()) > 1e-4
 
 
 KEY = jax.random.key(3)
@@ -276,6 +423,13 @@ def test_without_a_shared_space():
     assert apply(params, make_batch("row")).aligned == {}
 
 
+def test_a_shared_space_without_disagreement():
+    apply, params = make("quick", disagreement=False)
+    assert "aligned" in params["modality_a"]
+    assert params["joint"]["kernel"].shape[0] == 3 * 4 + 3
+    assert set(apply(params, make_batch("row")).aligned) == set("abc")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,6 +439,13 @@ def test_without_a_shared_space():
         ({"modality_dropout": 1.0}, "modality_dropout=1.0"),
         ({"dropout": float("nan")}, "dropout=nan"),
         ({"target": "window"}, "target='window'"),
+        (
+            {"fuse": "early"},
+            "fuse='early': gated, concatenation, cross_attention, late",
+        ),
+        ({"fuse": "cross_attention", "heads": 5}, "multiple of heads=5"),
+        ({"heads": 0}, "heads=0"),
+        ({"fuse": "late", "dropout": 0.1}, "dropout=0.1 acts on the joint layer"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):
@@ -300,3 +461,9 @@ def test_layouts_and_inputs_that_do_not_fit_are_refused():
     apply, params = make("row")
     with pytest.raises(ValueError, match=r"time, 12\], not \(6, 5, 11\)"):
         apply(params, {"x": jnp.zeros((6, 5, 11))})
+    with pytest.raises(ValueError, match=r"examples, 3\], not \(6, 2\)"):
+        apply(params, {**make_batch("row"), "absent": jnp.zeros((6, 2), bool)})
+    apply, params = make("row", layout=LAYOUT[:1])
+    batch = {"x": jnp.zeros((6, 5, 4)), "absent": jnp.zeros((6, 1), bool)}
+    with pytest.raises(ValueError, match="has one, a, without which nothing is left"):
+        apply(params, batch)
