@@ -2,6 +2,7 @@
 
 from fedjax_health.losses.alignment import alignment
 from fedjax_health.losses.combine import Term, combine
+from fedjax_health.losses.comm import comm
 from fedjax_health.losses.supervised import (
     bce,
     focal,
@@ -20,6 +21,7 @@ __all__ = [
     "alignment",
     "bce",
     "combine",
+    "comm",
     "embedding_smoothness",
     "focal",
     "focal_bce",
