@@ -78,7 +78,7 @@ class Detection(NamedTuple):
       embedding: ``[..., width]``, what the last layer sees; None where there is none.
       shares: float32 ``[..., modalities]``, how much each modality counts; they sum to
         1, and a modality that is absent has 0. Where none is present all are 0. None
-        where there is one modality.
+        where there is one modality, or nothing that weighs them.
       present: bool ``[..., modalities]``, which modalities were observed at all.
     """
 
