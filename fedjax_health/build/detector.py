@@ -73,6 +73,9 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                 aligned=chosen.aligned,
                 modality_dropout=chosen.modality_dropout,
                 dropout=chosen.dropout,
+                fuse=chosen.fuse,
+                disagreement=chosen.disagreement,
+                heads=chosen.heads,
                 streams=streams,
                 target=target,
             )
@@ -211,9 +214,19 @@ def _alignment(settings: Config, examples: Prepared | Examples) -> losses.Term |
             f"config: alignment: the data has one modality, {', '.join(names)}: add "
             "--set alignment=none, or another modality"
         )
-    return losses.alignment(
-        weight=chosen.weight, temperature=chosen.temperature, step=chosen.step
-    )
+    match chosen:
+        case config.InfoNce():
+            return losses.alignment(
+                weight=chosen.weight, temperature=chosen.temperature, step=chosen.step
+            )
+        case config.Comm():
+            return losses.comm(
+                weight=chosen.weight,
+                temperature=chosen.temperature,
+                jitter=chosen.jitter,
+                scaling=chosen.scaling,
+                layout=examples.layout,
+            )
 
 
 def _target(examples: Prepared | Examples) -> Literal["row", "entity"]:

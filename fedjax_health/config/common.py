@@ -1,6 +1,6 @@
 """What every configuration record shares: its base, its number types and ``Custom``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -10,7 +10,13 @@ class ConfigError(ValueError):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every record: immutable, and no field beside those that are declared."""
+    """Base of every record: immutable, and no field beside those that are declared.
+
+    A record that is ``assumed`` is what a table without a kind stands for in a slot
+    that is empty by default.
+    """
+
+    assumed: ClassVar[bool] = False
 
 
 # Counts reach the devices as int32.

@@ -1,6 +1,6 @@
 """The detector and the loss that it is trained with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -130,23 +130,44 @@ Encoder = Gru | Mlp | Tcn | Grud | FtTransformer
 
 
 class Fusion(Record, frozen=True, tag_field="kind", tag="fusion"):
-    """An encoder for each modality, a gate over their logits and a joint logit.
+    """An encoder for each modality, and one answer of what they find.
 
     Attributes:
       encoders: modality -> its encoder, such as {flow = {kind = "gru"}}; one that is
         not named has a gru, a grud where values are carried forward, or for single
         rows an mlp of one layer of 64.
-      joint: units of the joint layer.
+      fuse: how what the encoders find becomes one answer: a gate over the modalities'
+        own logits and a joint logit ("gated"), the joint logit alone ("concatenation"),
+        that of embeddings that attend to one another ("cross_attention"), or the mean
+        of the modalities' own logits ("late").
+      joint: units of the joint layer, which late does not have.
       aligned: width of the space in which modalities are compared; 0 for none.
+      disagreement: whether the joint layer sees how far modalities disagree in that
+        space.
+      heads: of the attention of cross_attention; must divide joint.
       modality_dropout: probability that a training example loses a modality.
       dropout: share of the joint layer's units dropped during training.
     """
 
     encoders: dict[str, Encoder] = msgspec.field(default_factory=dict)
+    fuse: Literal["gated", "concatenation", "cross_attention", "late"] = "gated"
     joint: Positive = 32
     aligned: Count = 32
+    disagreement: bool = True
+    heads: Positive = 4
     modality_dropout: BelowOne = 0.2
     dropout: BelowOne = 0.0
+
+    def __post_init__(self):
+        if self.fuse == "cross_attention" and self.joint % self.heads:
+            raise ValueError(
+                f"joint={self.joint} must be a multiple of heads={self.heads}"
+            )
+        if self.fuse == "late" and self.dropout:
+            raise ValueError(
+                f"dropout={self.dropout} acts on the joint layer, which fuse=late does "
+                "not have: set it to 0"
+            )
 
 
 class WideDeep(Record, frozen=True, tag_field="kind", tag="wide_deep"):
@@ -242,7 +263,7 @@ class WindowContrast(Record, frozen=True, tag_field="kind", tag="window"):
 Temporal = LogitSmoothness | EmbeddingSmoothness | WindowContrast
 
 
-class Alignment(Record, frozen=True):
+class InfoNce(Record, frozen=True, tag_field="kind", tag="infonce"):
     """Agreement of the first two modalities on normal data, by masked InfoNCE.
 
     Attributes:
@@ -251,6 +272,27 @@ class Alignment(Record, frozen=True):
       step: which step of a window makes its pair: the last, or one drawn at random.
     """
 
+    assumed: ClassVar[bool] = True
+
     weight: NonNegative = 0.1
     temperature: AboveZero = 0.1
     step: Literal["last", "random"] = "last"
+
+
+class Comm(Record, frozen=True, tag_field="kind", tag="comm"):
+    """Contrast of fused embeddings, whole and of single modalities (CoMM, 2025).
+
+    Attributes:
+      weight: weight of the term.
+      temperature: of the cosines between embeddings.
+      jitter: deviation of the noise on each value, in standard deviations.
+      scaling: deviation of the factor of each feature.
+    """
+
+    weight: NonNegative = 0.1
+    temperature: AboveZero = 0.1
+    jitter: NonNegative = 0.1
+    scaling: NonNegative = 0.1
+
+
+Alignment = InfoNce | Comm

@@ -254,6 +254,10 @@ def _record_of(
     kind = raw.get("kind", MISSING)
     if kind is MISSING:
         if default is None:
+            default = next(
+                (r.cls() for r in records if getattr(r.cls, "assumed", False)), None
+            )
+        if default is None:
             raise ConfigError(
                 f"config: {path}: say which kind; valid: {_names(kinds)} "
                 f"(--set {path}={kinds[0]})"

@@ -20,6 +20,7 @@ from fedjax_health.config.data import Data, HospitalSim
 from fedjax_health.config.detector import (
     Alignment,
     Bce,
+    Comm,
     EmbeddingSmoothness,
     Encoder,
     Focal,
@@ -27,6 +28,7 @@ from fedjax_health.config.detector import (
     Fusion,
     Gru,
     Grud,
+    InfoNce,
     LogitSmoothness,
     Loss,
     Mlp,
@@ -388,6 +390,19 @@ def _check_terms(config: Config):
                 "choose --set model=fusion, for one modality too, or --set "
                 "temporal=logit"
             )
+    late = isinstance(model, Fusion) and model.fuse == "late"
+    of_embedding = {
+        "temporal": isinstance(temporal, EmbeddingSmoothness | WindowContrast),
+        "alignment": isinstance(config.alignment, Comm),
+    }
+    for name, needed in of_embedding.items():
+        if needed and late:
+            kind = getattr(config, name).__struct_config__.tag
+            raise ConfigError(
+                f"config: {name}: {kind} needs the embedding of a joint layer, which "
+                "model.fuse=late does not have: add --set "
+                f"{name}=none, or --set model.fuse=gated"
+            )
     if config.alignment is None:
         return
     if not returns_parts:
@@ -395,7 +410,8 @@ def _check_terms(config: Config):
             "config: alignment: needs a model with an encoder for each modality: "
             "choose --set model=fusion, or --set alignment=none"
         )
-    if isinstance(model, Fusion) and not model.aligned:
+    compared = isinstance(config.alignment, InfoNce)
+    if compared and isinstance(model, Fusion) and not model.aligned:
         raise ConfigError(
             "config: model.aligned: 0: alignment needs a space in which modalities are "
             "compared: give it a width, such as 32"

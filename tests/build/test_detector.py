@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_health import config as cfg
 from fedjax_health import losses, models
 from fedjax_health.build import detector
 from fedjax_health.build.detector import build_loss, build_model
@@ -201,6 +202,36 @@ def test_fields_reach_the_detector():
         data.layout, encoders={"labs": models.GruEncoder(norm=True)}
     )
     assert parse(to_toml(fused)) == fused
+    changes = (
+        "model.fuse=cross_attention",
+        "model.heads=2",
+        "model.disagreement=false",
+    )
+    attending = settings("model=fusion", *changes)
+    assert build_model(attending, data) is models.fusion_detector(
+        data.layout, fuse="cross_attention", heads=2, disagreement=False
+    )
+    assert parse(to_toml(attending)) == attending
+
+
+def test_alignment_without_a_kind_is_infonce():
+    named = settings("model=fusion", "alignment.kind=infonce", "alignment.weight=0.2")
+    assert settings("model=fusion", "alignment.weight=0.2") == named
+    assert parse('model = "fusion"\n[alignment]\n').alignment == cfg.InfoNce()
+    assert parse(to_toml(named)) == named
+    changed = settings("model=fusion", "alignment=comm", "alignment.jitter=0.3")
+    assert changed.alignment == cfg.Comm(jitter=0.3)
+    assert parse(to_toml(changed)) == changed
+
+
+def test_comm_becomes_its_term():
+    data = prepared()
+    found = settings("model=fusion", "model.aligned=0", "alignment=comm")
+    assert build_loss(found, build_model(found, data), data) is losses.combine(
+        models.fusion_detector(data.layout, aligned=0),
+        losses.bce(),
+        alignment=losses.comm(layout=data.layout),
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,6 +295,30 @@ def test_what_the_data_cannot_give_is_refused(changes, data, parts):
             ["model=fusion", "model.encoders.a.hidden=3"],
             5,
             ["model.encoders.a", "kind"],
+        ),
+        (["alignment=comm"], 5, ["alignment", "model=fusion"]),
+        (["alignment=com"], 5, ["alignment", "did you mean comm?"]),
+        (["alignment.jitter=0.1"], 5, ["alignment.jitter", "no such field of infonce"]),
+        (
+            ["model=fusion", "model.fuse=late", "alignment=comm"],
+            5,
+            ["alignment: comm", "model.fuse=gated"],
+        ),
+        (
+            ["model=fusion", "model.fuse=late", "temporal=window"],
+            5,
+            ["temporal: window", "model.fuse=gated"],
+        ),
+        (["model=fusion", "model.fuse=early"], 5, ["model.fuse", "cross_attention"]),
+        (
+            ["model=fusion", "model.fuse=cross_attention", "model.heads=5"],
+            5,
+            ["joint=32", "heads=5"],
+        ),
+        (
+            ["model=fusion", "model.fuse=late", "model.dropout=0.1"],
+            5,
+            ["dropout=0.1", "fuse=late"],
         ),
         (["personal=norm", "model=grud"], 5, ["personal", "no normalisation"]),
         (["personal=norm", "model=fusion"], 5, ["personal", "no encoder"]),
