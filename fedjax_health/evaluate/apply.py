@@ -21,6 +21,7 @@ from fedjax_health.data.preprocess import (
     unseen_categories,
 )
 from fedjax_health.data.preprocess.encode import Vocabulary
+from fedjax_health.data.presence import present_modalities
 from fedjax_health.data.schema import (
     AbsentWarning,
     DataError,
@@ -237,6 +238,7 @@ def _measure(
     piece = segment_ids(examples) + np.cumsum(~labelled)
     rows = np.flatnonzero(labelled)
     examples = take_rows(examples, rows)
+    present = present_modalities(dataset, window=about.window)
     return figures_at(
         Scored(
             found.probability[rows],
@@ -253,6 +255,8 @@ def _measure(
         patient=examples.patient,
         entity=examples.entity,
         step_seconds=examples.step_seconds,
+        present=present[rows],
+        modalities=tuple(dataset.features),
         seed=seed,
     )
 

@@ -11,7 +11,11 @@ from numpy.typing import ArrayLike
 
 from fedjax_health.metrics import curves, host
 from fedjax_health.metrics.delay import alarms_per_day, delay_curve, detection_delay
-from fedjax_health.metrics.groups import attack_figures, client_figures
+from fedjax_health.metrics.groups import (
+    attack_figures,
+    client_figures,
+    pattern_figures,
+)
 from fedjax_health.metrics.intervals import blocks, bootstrap_intervals
 from fedjax_health.metrics.summary import (
     METRICS,
@@ -41,6 +45,8 @@ def figures(
     patient: ArrayLike | None = None,
     entity: ArrayLike | None = None,
     step_seconds: float | None = None,
+    present: ArrayLike | None = None,
+    modalities: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
     oracle: ArrayLike | None = None,
@@ -59,6 +65,8 @@ def figures(
       patient: persons.
       entity: streams or records that belong together.
       step_seconds: time between two rows of an entity.
+      present: which modalities rows have.
+      modalities: their names.
       resamples: of the intervals.
       seed: of the intervals and of the random scores.
       oracle: log-odds of an observer that knows how the data was generated.
@@ -87,6 +95,8 @@ def figures(
         patient=patient,
         entity=entity,
         step_seconds=step_seconds,
+        present=present,
+        modalities=modalities,
         resamples=resamples,
         seed=seed,
         oracle=oracle,
@@ -107,6 +117,8 @@ def figures_at(
     patient: ArrayLike | None = None,
     entity: ArrayLike | None = None,
     step_seconds: float | None = None,
+    present: ArrayLike | None = None,
+    modalities: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
     oracle: ArrayLike | None = None,
@@ -130,6 +142,8 @@ def figures_at(
       entity: ``[rows]``, equal for records of one thing inside a client; they are
         drawn together where there are neither streams nor patients.
       step_seconds: time between two rows of an entity, for false alarms a day.
+      present: bool ``[rows, modalities]``, which modalities were observed.
+      modalities: their names.
       resamples: how many of the intervals; 0 for no intervals.
       seed: of the intervals and of the random scores.
       oracle: float ``[rows]``, log-odds of an attack by an observer that knows how the
@@ -165,6 +179,11 @@ def figures_at(
     if attack is not None:
         attacks = attack_figures(
             test, thresholds, attack=attack, window=window, names=attack_names
+        )
+    found_patterns = []
+    if present is not None:
+        found_patterns = pattern_figures(
+            test, thresholds, present=present, modalities=modalities
         )
     unit, unit_name = bootstrap_units(
         label,
@@ -212,6 +231,7 @@ def figures_at(
         "clients": clients,
         "client_spread": spread,
         "attacks": attacks,
+        "patterns": found_patterns,
         "control": {
             "random": _random_control(test, thresholds, far, window=window, seed=seed)
         },

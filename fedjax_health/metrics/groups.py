@@ -1,4 +1,4 @@
-"""Figures of parts of the rows: of each client, and of each type of attack.
+"""Figures of parts of the rows: by client, by type of attack, by what was observed.
 
 All of them are taken at the thresholds of the whole; a part has none of its own.
 """
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from fedjax_health.metrics import host
 from fedjax_health.metrics.delay import find_episodes
 from fedjax_health.metrics.summary import Scored, Thresholds
+from fedjax_health.metrics.threshold import confusion, f1
 
 
 def client_figures(
@@ -136,6 +137,93 @@ def attack_figures(
                 figures["mean_delay"] = float(episodes.delay[of_kind].mean())
         listed.append(figures)
     return listed
+
+
+def pattern_figures(
+    test: Scored,
+    thresholds: Thresholds,
+    *,
+    present: ArrayLike,
+    modalities: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Returns the figures of the rows that have the same modalities.
+
+    Args:
+      test: rows that are measured.
+      thresholds: where alarms are given.
+      present: bool ``[rows, modalities]``.
+      modalities: their names.
+
+    Returns:
+      For each pattern with rows ``pattern``, ``rows``, ``positives``, ``auroc``,
+      ``auprc`` and ``f1`` (None for rows of one class), in the order of ``patterns``.
+
+    Raises:
+      ValueError: for NaN or shapes that differ.
+    """
+    score, positive = host.checked(test.score, test.label, name="test", classes=1)
+    if len(np.asarray(present)) != len(score):
+        raise ValueError(
+            f"present has {len(np.asarray(present))} rows, scores have {len(score)}"
+        )
+    number, names = patterns(present, modalities)
+    listed = []
+    for index, name in enumerate(names):
+        here = number == index
+        label, scores = positive[here], score[here]
+        both = 0 < label.sum() < len(label)
+        listed.append(
+            {
+                "pattern": name,
+                "rows": len(label),
+                "positives": int(label.sum()),
+                "auroc": host.auroc(scores, label) if both else None,
+                "auprc": host.auprc(scores, label) if both else None,
+                "f1": f1(confusion(scores, label, threshold=thresholds.threshold))
+                if both
+                else None,
+            }
+        )
+    return listed
+
+
+def patterns(
+    present: ArrayLike, modalities: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Returns each row's pattern of availability, and the names of the patterns.
+
+    Those with more modalities come first, then those with earlier ones. A pattern is
+    called "traffic + vitals", "vitals only" or "none"; that of the only modality there
+    is by its name alone.
+
+    Args:
+      present: bool ``[rows, modalities]``.
+      modalities: their names.
+
+    Raises:
+      ValueError: for another number of modalities.
+    """
+    flags = np.asarray(present, bool)
+    if flags.ndim != 2 or flags.shape[1] != len(modalities):
+        raise ValueError(
+            f"present has shape {flags.shape}: it must be [rows, {len(modalities)}]"
+        )
+    found, number = np.unique(flags, axis=0, return_inverse=True)
+    order = sorted(
+        range(len(found)), key=lambda i: (-int(found[i].sum()), *(~found[i]).tolist())
+    )
+    place = np.empty(len(found), np.int64)
+    place[order] = np.arange(len(found))
+    names = []
+    for i in order:
+        has = [
+            name
+            for name, is_there in zip(modalities, found[i], strict=True)
+            if is_there
+        ]
+        lone = len(has) == 1 < len(modalities)
+        names.append(f"{has[0]} only" if lone else " + ".join(has) or "none")
+    return place[number.reshape(-1)], names
 
 
 def _spread(values: np.ndarray, *, excluded: int) -> dict[str, Any]:

@@ -27,6 +27,12 @@ MODELS = {
     "fusion": "a gated fusion of modalities",
 }
 
+FUSIONS = {
+    "concatenation": "a fusion of modalities side by side",
+    "cross_attention": "a fusion of modalities by cross-attention",
+    "late": "the mean of detectors of one modality each",
+}
+
 ALGORITHMS = {
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
@@ -69,7 +75,8 @@ def _what_was_trained(view: View) -> str:
     config = view.config
     if not config:
         return "Figures of a run whose configuration was not kept."
-    model = _named(config, "model", MODELS)
+    fuse = str(settings_of(view, "model").get("fuse"))
+    model = FUSIONS.get(fuse) or _named(config, "model", MODELS)
     done = view.result.get("rounds", config.get("rounds"))
     rounds = f" for {done:,} rounds" if isinstance(done, int) else ""
     algorithm = _named(config, "algorithm", ALGORITHMS)

@@ -86,6 +86,17 @@ class Attack(msgspec.Struct, frozen=True):
     mean_delay: Number = None
 
 
+class Pattern(msgspec.Struct, frozen=True):
+    """Figures of the rows that have the same modalities; None for one class."""
+
+    pattern: str
+    rows: int
+    positives: int
+    auroc: Number = None
+    auprc: Number = None
+    f1: Number = None
+
+
 class Spread(msgspec.Struct, frozen=True):
     """One metric over the clients that hold both classes."""
 
@@ -141,6 +152,7 @@ class Figures(msgspec.Struct, frozen=True):
     clients: tuple[Client, ...] = ()
     client_spread: dict[str, Spread] = {}
     attacks: tuple[Attack, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     control: dict[str, dict[str, Number]] = {}
     false_alarms: FalseAlarms | None = None
     oracle: dict[str, Number] | None = None

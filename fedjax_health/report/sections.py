@@ -258,6 +258,18 @@ def _attacks(view: View, figures: frozenset[str]) -> Section | Absent:
     return Section("attacks", title, drawings=drawings, tables=(table,))
 
 
+def _patterns(view: View, _: frozenset[str]) -> Section | None:
+    table = tables.patterns(view)
+    if table is None:
+        return None
+    text = (
+        "A modality is there where any of its values was observed, in the record or in "
+        "the window up to the row. Rows of different patterns are of different "
+        "patients and times: what lies between two lines is not only the modality."
+    )
+    return Section("patterns", "What was observed", (text,), tables=(table,))
+
+
 def _delay(view: View, figures: frozenset[str]) -> Section | Absent:
     if "delay" not in figures:
         reason = NO_TIME if view.figures else _no_labels(view)
@@ -371,6 +383,7 @@ _ORDER: tuple[Builder, ...] = (
     _calibration,
     _clients,
     _attacks,
+    _patterns,
     _delay,
     _alarms,
     _modalities,

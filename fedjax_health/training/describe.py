@@ -9,8 +9,11 @@ from fedjax_health.config import Config
 from fedjax_health.core import trees
 from fedjax_health.core.message import Message
 from fedjax_health.data.preprocess import summary
+from fedjax_health.data.presence import present_modalities
+from fedjax_health.data.schema import Dataset
 from fedjax_health.data.store import ClientStore
 from fedjax_health.engine.devices import available_memory
+from fedjax_health.metrics.groups import patterns
 from fedjax_health.training.account import example_privacy, guarantee
 from fedjax_health.training.setup import disk_bytes, prepare_run, state_bytes
 
@@ -54,6 +57,7 @@ def describe(config: Config) -> dict[str, Any]:
                 "rows": part.num_rows,
                 "prevalence": part.prevalence,
                 "single_class_clients": len(part.single_class_clients),
+                **_modalities(getattr(parts, name), run.prepared.window),
             }
             for name, part in summaries.items()
         },
@@ -92,6 +96,16 @@ def describe(config: Config) -> dict[str, Any]:
         "parallelism": built.algorithm.parallelism,
         "rounds": config.rounds,
     }
+
+
+def _modalities(part: Dataset, window: int | None) -> dict[str, Any]:
+    """Returns the share of examples by the modalities they have; empty for one kind."""
+    present = present_modalities(part, window=window)
+    number, names = patterns(present, tuple(part.features))
+    if len(names) < 2:
+        return {}
+    shares = np.bincount(number) / len(number)
+    return {"modalities": dict(zip(names, shares.tolist(), strict=True))}
 
 
 def _secure_sum(message: Message) -> dict[str, Any]:

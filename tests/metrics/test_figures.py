@@ -27,6 +27,7 @@ KEYS = {
     "clients",
     "client_spread",
     "attacks",
+    "patterns",
     "control",
     "false_alarms",
     "oracle",
@@ -60,6 +61,8 @@ def whole(**changes):
         "attack": test.label * (1 + np.arange(1200) // 20 % 2),
         "attack_names": ["normal", "flood", "replay"],
         "step_seconds": 60.0,
+        "present": np.arange(2400).reshape(1200, 2) % 3 > 0,
+        "modalities": ["flow", "vitals"],
         "resamples": 40,
         "oracle": 4.0 * test.label - 2,
     }
@@ -95,6 +98,8 @@ def test_streams():
     assert list(got["confusion"].values()) == table[[1, 0, 1, 0], [1, 1, 0, 0]].tolist()
     assert [row["client"] for row in got["clients"]] == ["a", "b", "c", "d", "none"]
     assert got["client_spread"]["auroc"]["ranked"] == 4
+    by_pattern = {one["pattern"]: one["rows"] for one in got["patterns"]}
+    assert by_pattern == {"flow + vitals": 400, "flow only": 400, "vitals only": 400}
     assert got["client_spread"]["auroc"]["excluded"] == 1
     assert [row["attack"] for row in got["attacks"]] == ["flood", "replay"]
 

@@ -1,11 +1,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
 from fedjax_health.metrics.delay import detection_delay
-from fedjax_health.metrics.groups import attack_figures, client_figures
+from fedjax_health.metrics.groups import (
+    attack_figures,
+    client_figures,
+    pattern_figures,
+    patterns,
+)
 from fedjax_health.metrics.summary import Scored, Thresholds
 
 AT = Thresholds(0.5, 0.7)
@@ -140,3 +146,61 @@ def test_input_without_an_answer_is_refused():
     wrong = np.where(np.arange(600) == np.argmin(kind), 1, kind)
     with pytest.raises(ValueError, match="is normal by its label and 'x'"):
         attack_figures(test, AT, attack=wrong, window=1, names=["normal", *"xyz"])
+
+
+def test_pattern_figures_equal_a_groupby():
+    test, _ = rows()
+    present = np.random.default_rng(2).random((600, 2)) < [0.7, 0.6]
+    present[:5] = False
+    test.label[:5] = 0
+    listed = pattern_figures(test, AT, present=present, modalities=["flow", "vitals"])
+    names = ["flow + vitals", "flow only", "vitals only", "none"]
+    assert [row["pattern"] for row in listed] == names
+    frame = pd.DataFrame(
+        {
+            "pattern": np.select(
+                [present.all(1), present[:, 0], present[:, 1]], names[:3], "none"
+            ),
+            "score": test.score,
+            "label": test.label,
+        }
+    )
+    for row in listed[:3]:
+        here = frame[frame.pattern == row["pattern"]]
+        want = {
+            "rows": len(here),
+            "positives": here.label.sum(),
+            "auroc": sk.roc_auc_score(here.label, here.score),
+            "auprc": sk.average_precision_score(here.label, here.score),
+            "f1": sk.f1_score(here.label, here.score >= 0.5),
+        }
+        assert {n: row[n] for n in want} == pytest.approx(want)
+    # Nothing was observed, and what is left is of one class.
+    few = present.any(1)
+    few[:5] = False
+    test.label[~few] = 0
+    none = pattern_figures(test, AT, present=present, modalities=["flow", "vitals"])[-1]
+    assert none == {
+        "pattern": "none",
+        "rows": int((~few).sum()),
+        "positives": 0,
+        "auroc": None,
+        "auprc": None,
+        "f1": None,
+    }
+    json.dumps(listed)
+
+
+def test_patterns_with_more_modalities_come_first():
+    flags = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 0]])
+    number, names = patterns(flags, "abc")
+    assert names == ["a + b + c", "a + c", "b + c", "a only", "c only"]
+    assert [names[i] for i in number] == [
+        *("c only", "b + c", "a + b + c", "b + c", "a + c", "a only"),
+    ]
+    assert patterns([[True], [False]], ["a"])[1] == ["a", "none"]
+    with pytest.raises(ValueError, match=r"\[rows, 2\]"):
+        patterns(flags, "ab")
+    test, _ = rows()
+    with pytest.raises(ValueError, match="present has 6 rows, scores have 600"):
+        pattern_figures(test, AT, present=flags, modalities="abc")

@@ -118,6 +118,7 @@ def test_all_sections_stand_in_it_and_in_the_contents(run, page):
         "calibration",
         "clients",
         "attacks",
+        "patterns",
         "delay",
         "alarms",
         "modalities",
@@ -176,6 +177,16 @@ def test_the_metric_table_has_interval_control_and_oracle(page):
         "0.490",
         "0.970",
     ]
+
+
+def test_rows_by_modality_stand_in_a_table(page, tmp_path):
+    start = page.cells.index("network only")
+    assert page.cells[start - 5 : start] == ["700", "40", "0.910", "0.620", "0.500"]
+    assert page.cells[start + 1 : start + 4] == ["20", "0", "one class only"]
+    content = folder.figures()
+    del content["patterns"][1]
+    paths = folder.write_run(tmp_path / "a", figures=content)
+    assert "patterns" not in write_report(paths.root)["sections"]
 
 
 def text_of(paths):

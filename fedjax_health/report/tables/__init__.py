@@ -13,6 +13,7 @@ from fedjax_health.report.tables.groups import (
     attacks,
     clients,
     features,
+    patterns,
     spread,
 )
 from fedjax_health.report.tables.metrics import (
@@ -47,6 +48,7 @@ __all__ = [
     "leak_checks",
     "leak_columns",
     "metrics",
+    "patterns",
     "secure_sums",
     "spread",
 ]

@@ -1,4 +1,4 @@
-"""Tables by client, by type of attack and by feature."""
+"""Tables by client, by type of attack, by what was observed and by feature."""
 
 import re
 from collections import defaultdict
@@ -140,6 +140,30 @@ def attacks(view: View) -> Table | None:
     if nouns != ATTACKS:
         caption = f"{nouns.many[:1].upper()}{nouns.many[1:]} against {nouns.others}"
     return without_empty(Table(caption, columns, rows))
+
+
+def patterns(view: View) -> Table | None:
+    """Returns one row for each pattern of modalities; None where there is one alone.
+
+    Args:
+      view: what was read.
+    """
+    found = view.figures.patterns if view.figures else ()
+    if len(found) < 2:
+        return None
+    rows = tuple(
+        (
+            one.pattern,
+            number(one.rows),
+            number(one.positives),
+            "one class only" if one.auroc is None else number(one.auroc),
+            number(one.auprc),
+            number(one.f1),
+        )
+        for one in found
+    )
+    columns = ("modalities", "rows", nouns_of(view).many, "AUROC", "AUPRC", "F1")
+    return Table("Rows by the modalities that they have", columns, rows)
 
 
 def alarm_counts(view: View) -> Table | None:
