@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_health import build, records
 from fedjax_health.core import trees
 from fedjax_health.core.types import RoundState
+from fedjax_health.data.presence import present_modalities
 from fedjax_health.data.schema import (
     Dataset,
     examples_of,
@@ -87,6 +88,8 @@ def finish(
         patient=examples.patient,
         entity=examples.entity,
         step_seconds=examples.step_seconds,
+        present=present_modalities(parts.test, window=run.prepared.window),
+        modalities=tuple(parts.test.features),
         seed=config.seed,
     )
     measured["oracle"] = oracle_metrics(run, streams=streams)
