@@ -72,8 +72,10 @@ _HOME = {
     "client_params": "fedjax_health.engine.algorithm",
     "cosine_schedule": "fedjax_health.engine.plan",
     "exponential_schedule": "fedjax_health.engine.plan",
-    "normalization_leaves": "fedjax_health.engine.plan",
-    "paths_matching": "fedjax_health.engine.plan",
+    "Parts": "fedjax_health.engine.places",
+    "SplitTraining": "fedjax_health.engine.places",
+    "normalization_leaves": "fedjax_health.engine.places",
+    "paths_matching": "fedjax_health.engine.places",
     "run_rounds": "fedjax_health.engine.run",
     "use_cpu_devices": "fedjax_health.engine.devices",
 }
@@ -141,6 +143,12 @@ if TYPE_CHECKING:
     from fedjax_health.engine.algorithm import build_algorithm, client_params
     from fedjax_health.engine.checkpoint import CheckpointError
     from fedjax_health.engine.devices import use_cpu_devices
+    from fedjax_health.engine.places import (
+        Parts,
+        SplitTraining,
+        normalization_leaves,
+        paths_matching,
+    )
     from fedjax_health.engine.plan import (
         DpSgd,
         LocalTraining,
@@ -149,7 +157,5 @@ if TYPE_CHECKING:
         Schedule,
         cosine_schedule,
         exponential_schedule,
-        normalization_leaves,
-        paths_matching,
     )
     from fedjax_health.engine.run import NonFiniteLossError, run_rounds

@@ -29,7 +29,7 @@ from fedjax_health.core.types import ClientBatches, Cohort, Key, Params, Samplin
 from fedjax_health.data.sampling import NO_LIMIT, draw_clients
 from fedjax_health.data.store import to_examples
 from fedjax_health.engine.algorithm import build_algorithm
-from fedjax_health.engine.plan import shared_leaves
+from fedjax_health.engine.places import leaves_without
 from fedjax_health.records import Progress
 
 # Apart from every other use of a seed.
@@ -217,7 +217,7 @@ def run_canaries(
     built = build.build(config, prepared)
     store, honest = prepared.store, prepared.store.num_clients
     num_params = trees.num_params(
-        shared_leaves(built.plan.personal, built.abstract_params)
+        leaves_without(built.plan.unsent, built.abstract_params)
     )
     if not 2 <= canaries <= num_params:
         raise ValueError(

@@ -41,7 +41,8 @@ from fedjax_health.core.types import (
 )
 from fedjax_health.data.store import to_examples
 from fedjax_health.engine.cohort import message_like
-from fedjax_health.engine.plan import CheckedPlan, check_plan, shared_leaves
+from fedjax_health.engine.places import leaves_without
+from fedjax_health.engine.plan import CheckedPlan, check_plan
 from fedjax_health.transforms.compose import bound_leaf
 
 BATCHES = (1, 4, 16)
@@ -119,7 +120,7 @@ def messages(
         cohort_size=built.sampling.cohort_size,
         sampling=built.sampling,
     )
-    shared_params = shared_leaves(plan.personal, params)
+    shared_params = leaves_without(plan.unsent, params)
     transform, mechanism = checked.transform, checked.mechanism
     shared = transform.init_server(shared_params)
     memory = transform.init(shared_params)
@@ -253,7 +254,7 @@ def match(
     def distance(x):
         full = {**batch, "x": jnp.where(hidden, x, batch["x"])}
         gradient = bare_gradient(loss_fn, params, full)
-        leaves = jax.tree.leaves(shared_leaves(personal, gradient))
+        leaves = jax.tree.leaves(leaves_without(personal, gradient))
         inner = sum(jnp.vdot(a, b) for a, b in zip(leaves, seen, strict=True))
         norm = jnp.sqrt(trees.squared_norm(leaves) + 1e-20)
         return 1 - inner / (norm * jnp.maximum(length, 1e-20))
@@ -372,15 +373,15 @@ class _Attack:
                 flags = slice(*modality.observed)
                 probe["x"] = probe["x"].at[..., flags].set(1)
         self.layer = find_input_layer(quiet, params, probe, columns)
-        if self.layer is not None and built.plan.personal is not None:
+        if self.layer is not None and built.plan.unsent is not None:
             names = trees.path_names(params)
-            if built.plan.personal(names[self.layer.kernel]):
+            if built.plan.unsent(names[self.layer.kernel]):
                 self.layer = None
         self.views = {
             kind: jax.jit(messages(built, params, released=kind == "released"))
             for kind in ("sent", "released")
         }
-        personal = built.plan.personal
+        personal = built.plan.unsent
         search = functools.partial(match, quiet, personal=personal, steps=steps)
         # [victims] then [restarts].
         over_restarts = jax.vmap(
@@ -406,14 +407,14 @@ class _Attack:
         optimizer = local.structure.build(local.leaves(), jnp.int32(0))
         gradient = jax.grad(lambda p: self.built.loss_fn(p, batch, key)[0])(self.params)
         change, _ = optimizer.update(gradient, optimizer.init(self.params), self.params)
-        return shared_leaves(
-            self.built.plan.personal, jax.tree.map(jnp.negative, change)
+        return leaves_without(
+            self.built.plan.unsent, jax.tree.map(jnp.negative, change)
         )
 
     def seen(self, kind: str, batch: Batch, key: Key) -> Updates:
         if kind == "bare":
             gradient = self.bare(self.params, batch)
-            return shared_leaves(self.built.plan.personal, gradient)
+            return leaves_without(self.built.plan.unsent, gradient)
         keys = jax.random.split(key)
         return self.views[kind](self.step(batch, keys[0]), keys[1])
 

@@ -22,7 +22,8 @@ from fedjax_health.config import Config, HospitalSim, load
 from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.data.store import ClientStore, from_dataset
-from fedjax_health.engine.plan import check_plan, shared_leaves
+from fedjax_health.engine.places import leaves_without
+from fedjax_health.engine.plan import check_plan
 from fedjax_health.evaluate.detector import DetectorFile, load_weights, read_detector
 from fedjax_health.evaluate.scoring import Weights
 from fedjax_health.privacy.accounting import Settings
@@ -182,7 +183,7 @@ def _notes(config: Config, about: DetectorFile, most: int) -> list[str]:
 
 def _places(built: build.Built, canaries: int) -> int:
     """Returns how many canaries find a place among the parameters that are sent."""
-    sent = shared_leaves(built.plan.personal, built.abstract_params)
+    sent = leaves_without(built.plan.unsent, built.abstract_params)
     return min(canaries, trees.num_params(sent))
 
 
@@ -294,8 +295,8 @@ def _canaries(
     seed: int,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[dict[str, str]]]:
     title = "Canaries and epsilon"
-    if built.plan.personal is not None:
-        reason = "a part of the model stays with the clients, which canaries have not."
+    if built.plan.unsent is not None:
+        reason = "a part of the model is in no message, and canaries are messages."
         return None, [], [{"title": title, "reason": reason}]
     rounds = min(config.rounds, options.rounds or ROUNDS)
     size, clipped = _canary_size(paths, config, built)
@@ -364,7 +365,7 @@ def _canary_size(
     if checked.bound is not None:
         params = build.initial_params(config, built.model)
         shared = checked.transform.init_server(
-            shared_leaves(built.plan.personal, params)
+            leaves_without(built.plan.unsent, params)
         )
         return FAR_ABOVE * float(bound_leaf(shared, checked.bound)), True
     norms = [line.get("update_norm") for line in records.read_jsonl(paths.metrics)]

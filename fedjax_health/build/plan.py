@@ -13,6 +13,10 @@ from fedjax_health.build.privacy import build_mechanism
 from fedjax_health.build.transforms import build_transform
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.engine.average import averaging
+from fedjax_health.engine.places import (
+    normalization_leaves,
+    paths_matching,
+)
 from fedjax_health.engine.plan import (
     DpSgd,
     LocalTraining,
@@ -21,8 +25,6 @@ from fedjax_health.engine.plan import (
     Schedule,
     cosine_schedule,
     exponential_schedule,
-    normalization_leaves,
-    paths_matching,
 )
 
 

@@ -35,6 +35,8 @@ class Message:
         or None where the server sees each message.
       min_messages: the fewest messages whose sum is released.
       groups: sums of integers that are released in a round.
+      hosted: numbers of a dense message that are the server's own half of a split model
+        and cross no wire.
       side_multiplier: noise multiplier of what is released beside the message (the bits
         of adaptive clipping); None where nothing is.
     """
@@ -50,10 +52,11 @@ class Message:
     modulus_bits: int | None = None
     min_messages: int = 1
     groups: int = 1
+    hosted: int = 0
     side_multiplier: float | None = None
 
     def uplink_bytes(self) -> int:
         """Returns the bytes that one client sends in one round."""
         # A density of k / n must give k values, whatever float rounding makes of it.
-        sent = math.ceil(self.num_params * self.density * (1 - 1e-12))
+        sent = math.ceil((self.num_params - self.hosted) * self.density * (1 - 1e-12))
         return math.ceil(sent * (self.bits + self.index_bits) / 8) + self.overhead_bytes

@@ -32,6 +32,7 @@ class Stream(enum.IntEnum):
     MASK = 8
     MECHANISM = 9
     EXAMPLE = 10
+    ORDER = 11
 
 
 def root_key(seed: int) -> Key:

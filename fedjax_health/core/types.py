@@ -80,6 +80,8 @@ class Detection(NamedTuple):
         1, and a modality that is absent has 0. Where none is present all are 0. None
         where there is one modality, or nothing that weighs them.
       present: bool ``[..., modalities]``, which modalities were observed at all.
+      smashed: modality name -> ``[examples, ...]``, what crosses the cut of a split
+        modality for each example; None where no modality is split.
     """
 
     logits: jax.Array
@@ -88,6 +90,7 @@ class Detection(NamedTuple):
     embedding: jax.Array | None = None
     shares: jax.Array | None = None
     present: jax.Array | None = None
+    smashed: dict[str, jax.Array] | None = None
 
 
 def logits_of(outputs: Outputs) -> jax.Array:
@@ -155,6 +158,9 @@ class Cohort(NamedTuple):
       weights: float32 ``[cohort]``, example counts; 0 in empty slots.
       malicious: bool ``[cohort]``.
       batches: where their examples lie.
+      part_shares: float32 ``[cohort, parts]``, the share of a client's examples that
+        has the data of each part of the model (``Parts``); None where no part of the
+        model is trained on data that a client can lack.
     """
 
     client_ids: AnyArray
@@ -162,6 +168,7 @@ class Cohort(NamedTuple):
     weights: AnyArray
     malicious: AnyArray
     batches: ClientBatches
+    part_shares: AnyArray | None = None
 
 
 class RoundState(NamedTuple):
@@ -355,12 +362,14 @@ class AggregationContext(NamedTuple):
       mask: bool ``[cohort]``, clients that delivered a message.
       round: int32 ``[]``.
       root_updates: the server's own updates on its root data, or None.
+      part_shares: see ``Cohort``; for rules that are applied part by part.
     """
 
     client_ids: jax.Array
     mask: jax.Array
     round: jax.Array
     root_updates: Updates | None = None
+    part_shares: jax.Array | None = None
 
 
 class Codec(NamedTuple):

@@ -43,6 +43,7 @@ def build_cohort_fn(
     *,
     malicious: np.ndarray | None = None,
     resident: Examples | None = None,
+    part_shares: np.ndarray | None = None,
 ) -> Callable[[int], Cohort]:
     """Returns ``round -> Cohort``, the same cohort for the same seed and round.
 
@@ -52,6 +53,7 @@ def build_cohort_fn(
       seed: the run's seed.
       malicious: bool ``[population]``, or None for honest clients alone.
       resident: the store on the devices (``to_examples``), where it is there already.
+      part_shares: float ``[population, parts]``, see ``Cohort``; or None.
 
     Raises:
       DataError: if sampling and store disagree, or a client has no examples.
@@ -76,6 +78,15 @@ def build_cohort_fn(
                 f"malicious must be bool of shape ({store.num_clients},), one flag a "
                 f"client, not {malicious.dtype} of shape {malicious.shape}"
             )
+    if part_shares is not None and (
+        part_shares.ndim != 2
+        or len(part_shares) != store.num_clients
+        or not np.all((part_shares >= 0) & (part_shares <= 1))
+    ):
+        raise DataError(
+            f"part_shares must be [{store.num_clients}, parts], shares in [0, 1], not "
+            f"of shape {part_shares.shape}"
+        )
     if resident is None and not store.mapped:
         resident = to_examples(store)
     capacity = mapped_capacity(store, sampling.cohort_size) if store.mapped else 0
@@ -94,6 +105,7 @@ def build_cohort_fn(
             malicious=malicious,
             resident=resident,
             capacity=capacity,
+            part_shares=part_shares,
         )
 
     return cohort_fn
@@ -107,6 +119,7 @@ def cohort_of(
     malicious: np.ndarray | None = None,
     resident: Examples | None = None,
     capacity: int = 0,
+    part_shares: np.ndarray | None = None,
 ) -> Cohort:
     """Returns the cohort of given clients.
 
@@ -119,6 +132,7 @@ def cohort_of(
         own examples on the host.
       capacity: examples to which gathered ones are padded, so that every round has
         the same shapes.
+      part_shares: float ``[population, parts]``, see ``Cohort``; or None.
     """
     ids = np.asarray(ids, np.int32)
     slots = len(ids) if slots is None else slots
@@ -134,6 +148,10 @@ def cohort_of(
         return held
 
     flags = False if malicious is None else malicious[ids]
+    shares = None
+    if part_shares is not None:
+        shares = np.zeros((slots, part_shares.shape[1]), np.float32)
+        shares[: len(ids)] = part_shares[ids]
     return Cohort(
         client_ids=padded(ids, store.num_clients, np.int32),
         mask=padded(True, False, bool),
@@ -145,6 +163,7 @@ def cohort_of(
             index=padded(index, 0, np.int32),
             arrays=arrays,
         ),
+        part_shares=shares,
     )
 
 

@@ -29,13 +29,15 @@ from fedjax_health.core.types import (
 )
 from fedjax_health.engine.cohort import message_like
 from fedjax_health.engine.devices import available_memory
-from fedjax_health.engine.parallel import Mapping, ParallelismName, resolve_mapping
-from fedjax_health.engine.plan import (
-    RoundPlan,
-    check_plan,
-    personal_leaves,
-    shared_leaves,
+from fedjax_health.engine.parallel import (
+    Mapping,
+    ParallelismName,
+    one_after_another,
+    resolve_mapping,
 )
+from fedjax_health.engine.parts import by_part
+from fedjax_health.engine.places import either, leaves_with, leaves_without
+from fedjax_health.engine.plan import RoundPlan, check_plan
 from fedjax_health.engine.round import compiled_step, pack_cohort
 from fedjax_health.engine.structure import Structure
 
@@ -98,9 +100,15 @@ def build_algorithm(
         sampling=sampling,
     )
     param_bytes = trees.num_bytes(abstract_params)
-    mapping = resolve_mapping(
-        parallelism, cohort_size=cohort_size, client_bytes=6 * param_bytes, mesh=mesh
-    )
+    if plan.relayed is None:
+        mapping = resolve_mapping(
+            parallelism,
+            cohort_size=cohort_size,
+            client_bytes=6 * param_bytes,
+            mesh=mesh,
+        )
+    else:
+        mapping = one_after_another(cohort_size)
     memory = functools.partial(_client_memory, plan, checked.transform)
     _check_memory(
         table_bytes=trees.num_bytes(jax.eval_shape(memory, abstract_params)),
@@ -110,6 +118,8 @@ def build_algorithm(
         num_devices=mapping.num_devices,
     )
     algorithm: LocalAlgorithm = plan.local.algorithm
+    aggregator = by_part(plan.aggregator, plan.parts)
+    split, message = plan.split, checked.message
     private = plan.local.example_privacy
     structure = Structure(
         loss_fn=loss_fn,
@@ -125,10 +135,10 @@ def build_algorithm(
         restore=checked.transform.restore,
         measure=checked.transform.measure,
         forge=plan.attack.forge if plan.attack else None,
-        aggregate=plan.aggregator.update,
+        aggregate=aggregator.update,
         linear=plan.aggregator.linear,
         keeps_stack=plan.keeps_stack,
-        depends_on=plan.aggregator.depends_on,
+        depends_on=aggregator.depends_on,
         mechanism=_mechanism_functions(checked.mechanism),
         bound=checked.bound if checked.mechanism or checked.codec else None,
         codec=checked.codec,
@@ -137,6 +147,11 @@ def build_algorithm(
         server_optimizer=plan.server_optimizer.structure,
         weighting=plan.weighting,
         personal=plan.personal,
+        relayed=plan.relayed,
+        unsent=plan.unsent,
+        parts=plan.parts,
+        hosted=message.hosted / max(message.num_params, 1),
+        wire=None if split is None else (split.up_bytes, split.down_bytes),
         has_root=plan.root_batches is not None,
         has_dropout=plan.dropout > 0,
         mapping=mapping,
@@ -146,12 +161,12 @@ def build_algorithm(
 
     def init(key: Key, params: Params) -> RoundState:
         _check_params(params, abstract_params)
-        shared_params = shared_leaves(plan.personal, params)
+        shared_params = leaves_without(plan.unsent, params)
         server = plan.server_optimizer.structure.build(
             plan.server_optimizer.leaves(), jnp.int32(0)
         )
         transform_shared = checked.transform.init_server(shared_params)
-        message = _message_zeros(checked.transform, shared_params, transform_shared)
+        zeros = _message_zeros(checked.transform, shared_params, transform_shared)
         state = RoundState(
             round=jnp.int32(0),
             params=jax.tree.map(jnp.array, params),
@@ -170,12 +185,12 @@ def build_algorithm(
                 "algorithm": algorithm.init_server(params),
                 "transform": transform_shared,
             },
-            aggregator=plan.aggregator.init(message),
-            mechanism=checked.mechanism.init(message) if checked.mechanism else (),
+            aggregator=aggregator.init(zeros),
+            mechanism=checked.mechanism.init(zeros) if checked.mechanism else (),
             attack=(
                 {
-                    "state": plan.attack.init(message),
-                    "previous": message,
+                    "state": plan.attack.init(zeros),
+                    "previous": zeros,
                 }
                 if plan.attack
                 else ()
@@ -201,11 +216,14 @@ def build_algorithm(
         pace.follow(metrics["num_clients"])
         return state, metrics
 
-    downlink = trees.num_bytes(shared_leaves(plan.personal, abstract_params))
+    # The server's half of a split model goes to nobody.
+    at_server = None if split is None else split.server
+    kept = either(plan.personal, at_server)
+    downlink = trees.num_bytes(leaves_without(kept, abstract_params))
     return FederatedAlgorithm(
         init,
         step,
-        checked.message,
+        message,
         mapping.describe(),
         downlink * (2 if algorithm.reports_model else 1),
     )
@@ -230,8 +248,8 @@ def _client_memory(plan: RoundPlan, transform, params: Params) -> dict[str, Any]
     """Returns what one client remembers between its rounds."""
     return {
         "algorithm": plan.local.algorithm.init(params),
-        "transform": transform.init(shared_leaves(plan.personal, params)),
-        "personal": personal_leaves(plan.personal, params),
+        "transform": transform.init(leaves_without(plan.unsent, params)),
+        "personal": leaves_with(plan.personal, params),
     }
 
 

@@ -23,7 +23,8 @@ from fedjax_health.core.types import (
     Updates,
 )
 from fedjax_health.engine.parallel import AXIS, Mapping, arrange
-from fedjax_health.engine.plan import personal_leaves, shared_leaves
+from fedjax_health.engine.parts import part_weights, scale_by_part
+from fedjax_health.engine.places import leaves_with, leaves_without
 from fedjax_health.engine.structure import Structure
 from fedjax_health.transforms.compose import bound_leaf
 
@@ -82,6 +83,7 @@ class _Outcome(NamedTuple):
         metrics.
       delivered: bool ``[]``.
       weight: float32 ``[]``.
+      relayed: the leaves that it passes on.
     """
 
     updates: Updates
@@ -91,6 +93,7 @@ class _Outcome(NamedTuple):
     figures: jax.Array
     delivered: jax.Array
     weight: jax.Array
+    relayed: Params
 
 
 _FIELDS = (
@@ -114,6 +117,7 @@ class Trained(NamedTuple):
       reports: summed reports of the algorithm and the transforms.
       memory: new client memories ``[cohort, ...]``.
       deliveries: ``[cohort]`` each.
+      relayed: the leaves that pass from client to client, as the last one left them.
     """
 
     total: Updates
@@ -121,6 +125,7 @@ class Trained(NamedTuple):
     reports: dict[str, Any]
     memory: Any
     deliveries: Delivery
+    relayed: Params
 
 
 def train_cohort(
@@ -130,33 +135,43 @@ def train_cohort(
     mapping = structure.mapping
     keep_stack = structure.keeps_stack
     encoded = _encodes(structure)
-    layout, place = arrange(num_steps, mapping)
+    if mapping.in_turn:
+        layout, place = _drawn_order(state, len(num_steps), mapping)
+    else:
+        layout, place = arrange(num_steps, mapping)
     mine = layout[jax.lax.axis_index(AXIS)] if mapping.mesh is not None else layout[0]
     slots_known = _describe_slots(structure, state, cohort, num_steps)
     names: list[str] = []
     client = _build_client(structure, state, cohort, slots_known, names)
 
-    def chunk(slots: jax.Array):
+    def weigh(updates: Updates, weight: jax.Array, slots: jax.Array) -> Updates:
+        """Multiplies messages by their weights, part by part where there are parts."""
+        if structure.parts is None:
+            return jax.tree.map(lambda x: x * weight.astype(x.dtype), updates)
+        assert cohort.part_shares is not None
+        shares = jnp.take(jnp.asarray(cohort.part_shares), slots, axis=0, mode="clip")
+        own = part_weights(weight, shares, weighting=structure.weighting)
+        return scale_by_part(structure.parts, updates, weight, own)
+
+    def chunk(slots: jax.Array, relayed: Params):
         """Trains the clients in ``slots`` ``[chunk]``; sums what is summed."""
         if mapping.chunk == 1:
-            one = client(slots[0])
+            one = client(slots[0], relayed)
             good = one.delivered & one.finite
             weight = jnp.where(good, one.weight, 0.0)
             sums = {"reports": _where_tree(good, one.reports)}
             if not keep_stack:
                 # The weight of an encoded message is inside it.
-                sums["total"] = jax.tree.map(
-                    lambda x: jnp.where(
-                        good, x if encoded else x * weight.astype(x.dtype), 0
-                    ),
-                    one.updates,
+                sums["total"] = _where_tree(
+                    good,
+                    one.updates if encoded else weigh(one.updates, weight, slots[0]),
                 )
             rows = jax.tree.map(
                 lambda x: x[None], (one.memory, one.finite, one.figures)
             )
             stack = jax.tree.map(lambda x: x[None], one.updates) if keep_stack else ()
-            return sums, (rows, stack)
-        many = jax.vmap(client)(slots)
+            return sums, (rows, stack), trees.select(good, one.relayed, relayed)
+        many = jax.vmap(client, in_axes=(0, None))(slots, relayed)
         good = many.delivered & many.finite
         weight = jnp.where(good, many.weight, 0.0)
 
@@ -166,26 +181,30 @@ def train_cohort(
 
         ones = good.astype(jnp.float32)
         sums = {"reports": jax.tree.map(lambda x: total(x, ones), many.reports)}
-        if not keep_stack:
-            sums["total"] = jax.tree.map(
-                modular_sum if encoded else lambda x: total(x, weight),
-                _where_rows(good, many.updates) if encoded else many.updates,
-            )
+        if not keep_stack and encoded:
+            kept = _where_rows(good, many.updates)
+            sums["total"] = jax.tree.map(modular_sum, kept)
+        elif not keep_stack and structure.parts is not None:
+            kept = jax.vmap(weigh)(_where_rows(good, many.updates), weight, slots)
+            sums["total"] = jax.tree.map(lambda x: total(x, ones), kept)
+        elif not keep_stack:
+            sums["total"] = jax.tree.map(lambda x: total(x, weight), many.updates)
         rows = (many.memory, many.finite, many.figures)
-        return sums, (rows, many.updates if keep_stack else ())
+        return sums, (rows, many.updates if keep_stack else ()), relayed
 
     def block(slots: jax.Array):
         """Trains the chunks of one block ``[per_block, chunk]`` one after the other."""
-        shapes = jax.eval_shape(chunk, slots[0])[0]
+        shapes = jax.eval_shape(chunk, slots[0], first)[0]
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def accumulate(carry, chunk_slots):
-            sums, rows = chunk(chunk_slots)
-            return trees.add(carry, sums), rows
+            sums, rows, relayed = chunk(chunk_slots, carry[1])
+            return (trees.add(carry[0], sums), relayed), rows
 
-        return jax.lax.scan(accumulate, start, slots)
+        return jax.lax.scan(accumulate, (start, first), slots)
 
-    sums, (rows, stack) = jax.lax.map(block, mine)
+    first = leaves_with(structure.relayed, state.params)
+    (sums, relayed), (rows, stack) = jax.lax.map(block, mine)
     sums, rows, stack = _collect(mapping, (sums, rows, stack))
     # [devices, blocks / devices, ...]: block b sits on device b % devices.
     partial = [
@@ -216,7 +235,19 @@ def train_cohort(
         reports=total["reports"],
         memory=memory,
         deliveries=deliveries,
+        # There is one block where anything is passed on.
+        relayed=trees.take_row(relayed, jnp.int32(0)),
     )
+
+
+def _drawn_order(
+    state: RoundState, slots: int, mapping: Mapping
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what ``arrange`` does, the slots in an order drawn for the round."""
+    key = key_for(state.key, Stream.ORDER, state.round, SERVER)
+    order = jax.random.permutation(key, slots).astype(jnp.int32)
+    place = jnp.zeros(slots, jnp.int32).at[order].set(jnp.arange(slots))
+    return order.reshape(1, mapping.blocks, mapping.per_block, mapping.chunk), place
 
 
 def _collect(mapping: Mapping, tree):
@@ -320,8 +351,8 @@ def _build_client(
     cohort: Cohort,
     slots: _Slots,
     names: list[str],
-) -> Callable[[jax.Array], _Outcome]:
-    """Returns ``slot -> outcome`` for one client; fills in the names of its metrics."""
+) -> Callable[[jax.Array, Params], _Outcome]:
+    """Returns ``(slot, relayed leaves) -> outcome``; fills in the names of metrics."""
     round = state.round
     optimizer = structure.optimizer.build(state.hyper["local"], round)
     rate = structure.optimizer.learning_rate(state.hyper["local"], round)
@@ -333,15 +364,15 @@ def _build_client(
         microbatch=structure.microbatch,
         numbers=state.hyper["example_privacy"],
     )
-    shared_params = shared_leaves(structure.personal, state.params)
+    shared_params = leaves_without(structure.unsent, state.params)
 
-    def client(slot: jax.Array) -> _Outcome:
+    def client(slot: jax.Array, relayed: Params) -> _Outcome:
         row = jax.lax.dynamic_index_in_dim(slots.fields, slot, 0, keepdims=False)
         known = {name: row[i].astype(jnp.int32) for i, name in enumerate(_FIELDS)}
         weight = jax.lax.bitcast_convert_type(known["weight"], jnp.float32)
         own = {stream: trees.take_row(k, slot) for stream, k in slots.keys.items()}
         memory = trees.take_row(state.clients, known["client_id"])
-        params = trees.join(memory["personal"], state.params)
+        params = trees.join(memory["personal"], trees.join(relayed, state.params))
         data = ClientData(
             examples=cohort.batches.arrays,
             first=known["first"],
@@ -366,7 +397,7 @@ def _build_client(
             LocalContext(state.shared["algorithm"], data.num_steps, rate),
         )
         updates = trees.subtract(
-            shared_params, shared_leaves(structure.personal, result.params)
+            shared_params, leaves_without(structure.unsent, result.params)
         )
         context = ClientContext(
             own[Stream.TRANSFORM],
@@ -401,7 +432,7 @@ def _build_client(
         new_memory = {
             "algorithm": result.memory,
             "transform": kept,
-            "personal": personal_leaves(structure.personal, result.params),
+            "personal": leaves_with(structure.personal, result.params),
         }
         # A flag in a report is counted, as a number is added up.
         reports = jax.tree.map(
@@ -409,7 +440,10 @@ def _build_client(
             {"algorithm": result.report, "transform": report},
         )
         # A transform may hide what training broke, so all that leaves its mark counts.
-        finite = jnp.isfinite(norm_squared) & trees.all_finite((new_memory, reports))
+        passed = leaves_with(structure.relayed, result.params)
+        finite = jnp.isfinite(norm_squared) & trees.all_finite(
+            (new_memory, reports, passed)
+        )
         if any(
             a is not b
             for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(shaped), strict=False)
@@ -426,6 +460,7 @@ def _build_client(
             jnp.stack([jnp.asarray(x, jnp.float32).reshape(()) for x in figures]),
             known["delivered"] != 0,
             weight,
+            passed,
         )
 
     return client
@@ -455,7 +490,7 @@ def root_updates(
         ),
     )
     trained, _ = train(data, state.params)
-    shared = functools.partial(shared_leaves, structure.personal)
+    shared = functools.partial(leaves_without, structure.unsent)
     return trees.subtract(shared(state.params), shared(trained))
 
 

@@ -31,12 +31,15 @@ class Mapping(NamedTuple):
       blocks: partial sums per aggregate.
       per_block: chunks in each block.
       mesh: the mesh with axis ``"clients"``, or None for the default device alone.
+      in_turn: whether each client starts where the one before it ended, in a drawn
+        order.
     """
 
     chunk: int
     blocks: int
     per_block: int
     mesh: jax.sharding.Mesh | None
+    in_turn: bool = False
 
     @property
     def num_devices(self) -> int:
@@ -55,8 +58,15 @@ class Mapping(NamedTuple):
             if self.chunk == 1
             else f"vmap over chunks of {self.chunk} clients sorted by steps"
         )
+        if self.in_turn:
+            return "one client after another, in a drawn order; 1 device"
         devices = "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
         return f"{how}; {self.blocks} blocks on {devices}"
+
+
+def one_after_another(cohort_size: int) -> Mapping:
+    """Returns the mapping of clients that pass a part of the model on."""
+    return Mapping(chunk=1, blocks=1, per_block=cohort_size, mesh=None, in_turn=True)
 
 
 def resolve_mapping(

@@ -1,10 +1,7 @@
 """The plan of a round: what fills each stage, and the static check of the whole."""
 
 import dataclasses
-import fnmatch
-import functools
 import math
-import re
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
@@ -30,15 +27,17 @@ from fedjax_health.core.types import (
     Secure,
     UpdateAttack,
 )
+from fedjax_health.engine.places import (
+    Parts,
+    Predicate,
+    SplitTraining,
+    either,
+    leaves_with,
+    leaves_without,
+)
 from fedjax_health.transforms import chain
 
 _REAL = int | float | np.integer | np.floating
-
-# Names of modalities in paths, of a fusion's and of GRU-D's leaves; they may hold
-# anything, a slash too.
-_MODALITY = re.compile(
-    r"^modality_.*?/(?=(encoder|head|aligned|missing)(/|$))|(?<=/)(decay|onset)_.*$"
-)
 
 
 class Schedule(NamedTuple):
@@ -294,6 +293,8 @@ class RoundPlan:
       weighting: clients weigh by their "examples", or all the same ("uniform").
       personal: path such as "head/kernel" -> whether the leaf stays with the client;
         or None.
+      split: how a model that is cut in two is trained; or None.
+      parts: parts of the model that not every client has data for; or None.
       dropout: probability that a drawn client trains but delivers nothing; traced, but
         0 leaves the draw out and is a structure of its own.
       root_batches: the server's own data, one client's batches, for FLTrust; or None.
@@ -307,7 +308,9 @@ class RoundPlan:
     mechanism: Mechanism | None = None
     server_optimizer: Optimizer = Optimizer(optax.sgd, {"learning_rate": 1.0})
     weighting: Literal["examples", "uniform"] = "examples"
-    personal: Callable[[str], bool] | None = None
+    personal: Predicate | None = None
+    split: SplitTraining | None = None
+    parts: Parts | None = None
     dropout: float = 0.0
     root_batches: ClientBatches | None = None
 
@@ -318,6 +321,16 @@ class RoundPlan:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+    @property
+    def relayed(self) -> Predicate | None:
+        """Path -> whether the leaf passes from client to client; or None."""
+        return None if self.split is None else self.split.relayed
+
+    @property
+    def unsent(self) -> Predicate | None:
+        """Path -> whether the leaf is in no message; or None."""
+        return either(self.personal, self.relayed)
 
     @property
     def keeps_stack(self) -> bool:
@@ -361,9 +374,13 @@ def check_plan(
     Raises:
       CompositionError: if the stages must not follow one another.
     """
-    shared_params = shared_leaves(plan.personal, abstract_params)
+    shared_params = leaves_without(plan.unsent, abstract_params)
+    if plan.unsent is not None:
+        _check_memory(plan, abstract_params)
     if plan.personal is not None:
-        _check_personal(plan, abstract_params, shared_params)
+        _check_personal(plan.personal, abstract_params)
+    if plan.split is not None:
+        _check_split(plan, plan.split, abstract_params)
     transform = chain(*plan.transforms)
     num_params = trees.num_params(shared_params)
     num_bytes = trees.num_bytes(shared_params)
@@ -372,8 +389,11 @@ def check_plan(
             num_params=num_params,
             bits=math.ceil(8 * num_bytes / max(num_params, 1)),
             overhead_bytes=num_bytes if plan.local.algorithm.reports_model else 0,
+            hosted=_hosted(plan, shared_params),
         )
     )
+    if plan.parts is not None:
+        _check_parts(plan, transform)
     if plan.root_batches is not None and transform.restore is not None:
         raise CompositionError(
             "the server's own updates on its root data are no message: a rule that "
@@ -423,22 +443,107 @@ def _masked(secure: Secure | None, codec: Codec | None) -> Codec | None:
     return secure.mask(codec)
 
 
-def _check_personal(
-    plan: RoundPlan, abstract_params: Params, shared_params: Params
-) -> None:
+def _check_memory(plan: RoundPlan, abstract_params: Params) -> None:
     if jax.tree.leaves(jax.eval_shape(plan.local.algorithm.init, abstract_params)):
         raise CompositionError(
-            "personal layers go with algorithms without client memory (fedavg, "
-            "fedprox): Ditto keeps a whole personal model already, and SCAFFOLD's "
-            "control variates are defined for shared parameters"
+            "leaves that stay with a client or pass from one to the next go with "
+            "algorithms without client memory (fedavg, fedprox): Ditto keeps a whole "
+            "personal model already, and SCAFFOLD's control variates are defined for "
+            "leaves that are averaged"
         )
-    everything = trees.num_params(abstract_params)
-    num_shared = trees.num_params(shared_params)
-    if num_shared in (0, everything):
-        which = "every" if num_shared == 0 else "no"
+
+
+def _check_personal(personal: Predicate, abstract_params: Params) -> None:
+    names = trees.path_names(abstract_params)
+    selected = sum(map(personal, names))
+    if selected in (0, len(names)):
+        which = "no" if selected == 0 else "every"
         raise CompositionError(
             f"personal selects {which} leaf of the model; its leaves are "
-            + ", ".join(trees.path_names(abstract_params))
+            + ", ".join(names)
+        )
+
+
+def _check_split(plan: RoundPlan, split: SplitTraining, abstract_params: Params):
+    names = trees.path_names(abstract_params)
+    if not any(map(split.server, names)) or not any(map(split.client, names)):
+        raise CompositionError(
+            "a split needs leaves at the server and leaves with the clients; the "
+            "model's leaves are " + ", ".join(names)
+        )
+    both = [name for name in names if split.server(name) and split.client(name)]
+    if both:
+        raise CompositionError(
+            f"{both[0]} cannot be the server's and the clients' at once: choose a cut"
+        )
+    if plan.personal is not None:
+        for name in filter(plan.personal, names):
+            if split.server(name):
+                raise CompositionError(
+                    f"personal selects {name}, which is the server's: no client has it"
+                )
+            if split.mode == "relay" and split.client(name):
+                raise CompositionError(
+                    f"personal selects {name}, which a relay passes from client to "
+                    'client: choose mode="parallel" or "sequential"'
+                )
+    if plan.local.example_privacy is not None:
+        raise CompositionError(
+            "DP-SGD hides an example's gradient, and across a cut the server sees what "
+            "the example becomes: protect the wire instead (clip and noise on what "
+            "crosses the cut)"
+        )
+    if plan.root_batches is not None:
+        raise CompositionError(
+            "the server trains its root data on a whole model, and of a split one it "
+            "has half: use a rule that needs no root data"
+        )
+    if plan.relayed is not None and plan.mechanism is not None:
+        raise CompositionError(
+            "a mechanism protects what is averaged, and a half that passes from client "
+            'to client is not: use mode="parallel"'
+        )
+    if not jax.tree.leaves(leaves_without(plan.unsent, abstract_params)):
+        stages = (plan.transforms, plan.attack, plan.aggregator.secure)
+        if any(stages) or not plan.aggregator.linear:
+            raise CompositionError(
+                "every leaf of this model passes from client to client, so there are "
+                "no messages to shape, forge or aggregate: leave the transforms, the "
+                "attack on messages and the rule out"
+            )
+
+
+def _hosted(plan: RoundPlan, sent: Params) -> int:
+    """Returns how many numbers of the messages are the server's own half."""
+    if plan.split is None or plan.split.mode != "parallel":
+        return 0
+    return trees.num_params(leaves_with(plan.split.server, sent))
+
+
+def _check_parts(plan: RoundPlan, transform: ClientTransform) -> None:
+    """Refuses what cannot be applied part by part."""
+    if plan.mechanism is not None:
+        raise CompositionError(
+            "which clients have the data of a part is seen in a mean over these alone, "
+            "and a mechanism's denominator is one that no client can move: average "
+            "over all clients, or leave the mechanism out"
+        )
+    if plan.aggregator.secure is not None:
+        raise CompositionError(
+            "a secure sum has one weight for a whole message, and parts that some "
+            "clients lack need one each: average over all clients, or use a rule that "
+            "sees messages"
+        )
+    if transform.restore is not None:
+        raise CompositionError(
+            "parts are leaves of the model, and this chain of transforms sends "
+            "messages of another structure (random_k with a shared seed, ef21): use "
+            "another compressor, or average over all clients"
+        )
+    if plan.local.algorithm.reports_model:
+        raise CompositionError(
+            "SCAFFOLD's control variates are averaged over all clients: use fedavg, "
+            "fedprox or ditto with parts that some clients lack"
         )
 
 
@@ -476,44 +581,3 @@ def _check_places(plan: RoundPlan, mechanism: BoundMechanism) -> None:
             "this mechanism's messages are integers, which only a sum can make sense "
             "of: use mean, secure_mean or grouped_secure"
         )
-
-
-def shared_leaves(personal: Callable[[str], bool] | None, params: Params) -> Params:
-    """Returns the leaves that travel; the others are None."""
-    if personal is None:
-        return params
-    return trees.split_by_path(params, personal)[0]
-
-
-def personal_leaves(personal: Callable[[str], bool] | None, params: Params) -> Params:
-    """Returns the leaves that stay with the client; the others are None."""
-    if personal is None:
-        return jax.tree.map(lambda _: None, params)
-    return trees.split_by_path(params, personal)[1]
-
-
-@functools.cache
-def paths_matching(*patterns: str) -> Callable[[str], bool]:
-    """Returns a predicate on paths: FedPer-style personal layers.
-
-    Arivazhagan et al., 2019, "Federated Learning with Personalization Layers"
-    (arXiv:1912.00818).
-
-    Args:
-      *patterns: shell-style patterns such as ``"head/*"``; one that matches is enough.
-    """
-
-    def chosen(path: str) -> bool:
-        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-
-    return chosen
-
-
-def normalization_leaves(path: str) -> bool:
-    """Whether a leaf belongs to a normalisation layer: FedBN-style personal layers.
-
-    Li et al., 2021, "FedBN" (arXiv:2102.07623), with LayerNorm or GroupNorm for
-    BatchNorm: a layer counts as one when its name holds "norm". The name of a modality,
-    which paths may hold, does not count.
-    """
-    return "norm" in _MODALITY.sub("", path).lower()

@@ -44,7 +44,8 @@ from fedjax_health.engine.cohort import (
     root_updates,
     train_cohort,
 )
-from fedjax_health.engine.plan import personal_leaves, shared_leaves
+from fedjax_health.engine.parts import part_weights, scale_by_part
+from fedjax_health.engine.places import leaves_without
 from fedjax_health.engine.structure import Structure
 
 # Clients named when their loss or message is not finite; the rest are counted.
@@ -121,7 +122,9 @@ def _on_mesh(structure: Structure, body: Callable) -> Callable:
 
 
 def pack_cohort(cohort: Cohort) -> AnyArray:
-    """Returns a cohort's fields, its examples aside, as one int32 ``[7, cohort]``.
+    """Returns a cohort's fields, its examples aside, as one int32 array.
+
+    ``[7, cohort]``, and one row more for each part of the model that has shares.
 
     Every array that is handed to a round is copied to every device by itself; one is
     much cheaper than seven.
@@ -135,23 +138,29 @@ def pack_cohort(cohort: Cohort) -> AnyArray:
         batches.num_steps,
         batches.index,
     )
-    if all(isinstance(x, np.ndarray) for x in (*fields, cohort.weights)):
-        weights = np.asarray(cohort.weights, np.float32).view(np.int32)
-        return np.stack([np.asarray(x, np.int32) for x in (*fields, weights)])
-    weights = jax.lax.bitcast_convert_type(
-        jnp.asarray(cohort.weights, jnp.float32), jnp.int32
-    )
-    return jnp.stack([jnp.asarray(x, jnp.int32) for x in (*fields, weights)])
+    numbers = [cohort.weights]
+    if cohort.part_shares is not None:
+        numbers += list(cohort.part_shares.T)
+    if all(isinstance(x, np.ndarray) for x in (*fields, *numbers)):
+        bits = [np.asarray(x, np.float32).view(np.int32) for x in numbers]
+        return np.stack([*(np.asarray(x, np.int32) for x in fields), *bits])
+    bits = [
+        jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
+        for x in numbers
+    ]
+    return jnp.stack([*(jnp.asarray(x, jnp.int32) for x in fields), *bits])
 
 
 def _unpack_cohort(fields: jax.Array, examples: Examples) -> Cohort:
-    ids, mask, malicious, num_examples, num_steps, index, weights = fields
+    ids, mask, malicious, num_examples, num_steps, index = fields[:6]
+    numbers = jax.lax.bitcast_convert_type(fields[6:], jnp.float32)
     return Cohort(
         client_ids=ids,
         mask=mask != 0,
-        weights=jax.lax.bitcast_convert_type(weights, jnp.float32),
+        weights=numbers[0],
         malicious=malicious != 0,
         batches=ClientBatches(num_examples, num_steps, index, examples),
+        part_shares=numbers[1:].T if len(numbers) > 1 else None,
     )
 
 
@@ -175,6 +184,9 @@ def _send(
         mask=honest,
         round=state.round,
         root_updates=root_updates(structure, state, root_batches),
+        part_shares=(
+            None if cohort.part_shares is None else jnp.asarray(cohort.part_shares)
+        ),
     )
     attack = state.attack
     if trained.stacked is not None:
@@ -340,6 +352,14 @@ def _combine(
     if structure.mechanism is not None:
         denominator = state.hyper["expected"]
     aggregate = trees.scale(total, 1.0 / denominator)
+    if structure.parts is not None:
+        assert sent.context.part_shares is not None
+        own = part_weights(
+            sent.weights, sent.context.part_shares, weighting=structure.weighting
+        )
+        # A part whose data nobody in the round has stays as it is.
+        own = 1.0 / jnp.maximum(jnp.sum(own, axis=0), 1e-30)
+        aggregate = scale_by_part(structure.parts, total, 1.0 / denominator, own)
     return Combined(aggregate, aggregator, mechanism, released, metrics)
 
 
@@ -394,7 +414,7 @@ def _decode(structure: Structure, state: RoundState, total: Any) -> Updates:
     )
     like = message_like(
         structure.transform,
-        shared_leaves(structure.personal, state.params),
+        leaves_without(structure.unsent, state.params),
         memory,
         state.shared["transform"],
     )
@@ -412,7 +432,7 @@ def _receive(
 ) -> tuple[RoundState, Metrics]:
     """The server's half of a round, on one device of the mesh."""
     trained, deliveries = sent.trained, sent.trained.deliveries
-    shared_params = shared_leaves(structure.personal, state.params)
+    shared_params = leaves_without(structure.unsent, state.params)
     combined = _combine(structure, state, sent, gathered)
     aggregate, released = combined.aggregate, combined.released
     rule_metrics = combined.metrics
@@ -461,9 +481,13 @@ def _receive(
         shared = trees.select(released, shared, state.shared)
         mechanism = trees.select(released, mechanism, state.mechanism)
     clients = _scatter(state, cohort, trained, sent.honest & released)
+    unsent = state.params
+    if structure.relayed is not None:
+        passed = trees.join(trained.relayed, state.params)
+        unsent = trees.select(accept, passed, state.params)
     new_state = RoundState(
         round=state.round + 1,
-        params=trees.join(params, personal_leaves(structure.personal, state.params)),
+        params=trees.join(params, unsent),
         hyper=state.hyper,
         server=server_state,
         shared=shared,
@@ -476,6 +500,10 @@ def _receive(
     metrics = _metrics(
         cohort, deliveries, sent.honest, sent.good, aggregate_norm, accept
     )
+    if structure.wire is not None:
+        visits = _visits(structure, cohort, deliveries.steps)
+        for name, size in zip(("wire_up", "wire_down"), structure.wire, strict=True):
+            metrics[f"{name}_bytes"] = visits * jnp.float32(size)
     if structure.codec is not None:
         metrics["saturation"] = _mean_of(deliveries.saturated, sent.good)
     if structure.secure is not None:
@@ -485,6 +513,9 @@ def _receive(
         said = structure.measure(
             trained.reports["transform"], state.shared["transform"], count
         )
+        if "uplink_bytes" in said:
+            # Of a coded message too, the server's half crosses no wire.
+            said["uplink_bytes"] *= 1.0 - structure.hosted
         if structure.secure is not None:
             # What a coder would make of a message is not what hides it.
             said = {name: x for name, x in said.items() if name != "uplink_bytes"}
@@ -556,7 +587,7 @@ def _forge(
         AttackContext(
             key=key_for(state.key, Stream.ATTACK, state.round, SERVER),
             round=state.round,
-            params=shared_leaves(structure.personal, state.params),
+            params=leaves_without(structure.unsent, state.params),
             previous_aggregate=state.attack["previous"],
             defence=Defence(
                 structure.aggregate,
@@ -635,6 +666,15 @@ def _metrics(
         "aggregate_norm": aggregate_norm,
         "accepted": accepted,
     }
+
+
+def _visits(structure: Structure, cohort: Cohort, steps: jax.Array) -> jax.Array:
+    """Returns how often an example was trained on in the round, float32 ``[]``."""
+    examples, size = cohort.batches.num_examples, structure.batch_size
+    per_epoch = jnp.maximum(-(-examples // size), 1)
+    epochs = steps // per_epoch
+    rest = jnp.minimum((steps - epochs * per_epoch) * size, examples)
+    return jnp.sum((epochs * examples + rest).astype(jnp.float32))
 
 
 def _mean_of(values: jax.Array, chosen: jax.Array) -> jax.Array:

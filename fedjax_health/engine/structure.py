@@ -6,6 +6,7 @@ from typing import Any
 
 from fedjax_health.core.types import Codec, DataAttack, LossFn, Secure
 from fedjax_health.engine.parallel import Mapping
+from fedjax_health.engine.places import Parts, Predicate
 from fedjax_health.engine.plan import OptimizerStructure
 
 
@@ -21,6 +22,10 @@ class Structure:
       codec: how messages become integers; None where floats are sent.
       codec_owner: the field of ``RoundState`` with the codec's state.
       secure: of an aggregator that sees sums of integers alone; or None.
+      relayed: path -> whether the leaf passes from client to client; or None.
+      unsent: path -> whether the leaf is in no message; or None.
+      hosted: share of a message that crosses no wire.
+      wire: bytes that cross a cut for one example and visit, up and down; or None.
     """
 
     loss_fn: LossFn
@@ -47,7 +52,12 @@ class Structure:
     secure: Secure | None
     server_optimizer: OptimizerStructure
     weighting: str
-    personal: Callable[[str], bool] | None
+    personal: Predicate | None
+    relayed: Predicate | None
+    unsent: Predicate | None
+    parts: Parts | None
+    hosted: float
+    wire: tuple[int, int] | None
     has_root: bool
     has_dropout: bool
     mapping: Mapping

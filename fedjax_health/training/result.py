@@ -18,7 +18,7 @@ from fedjax_health.data.schema import (
 from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import params_of_clients
 from fedjax_health.engine.average import averaged_params
-from fedjax_health.engine.plan import personal_leaves
+from fedjax_health.engine.places import leaves_with
 from fedjax_health.engine.score import Reading, reading
 from fedjax_health.evaluate.backdoor import attack_success
 from fedjax_health.evaluate.detector import DetectorFile, save_detector
@@ -276,7 +276,7 @@ def _took_part(run: Run, view: Weights) -> tuple[bool, ...]:
     if personal is None or view.own is None:
         return ()
     start = build.initial_params(run.config, run.built.model)
-    first = jax.tree.leaves(personal_leaves(personal, start))
+    first = jax.tree.leaves(leaves_with(personal, start))
     moved = [
         np.any(np.asarray(now) != np.asarray(then), axis=tuple(range(1, now.ndim)))
         for now, then in zip(jax.tree.leaves(view.own), first, strict=True)

@@ -9,12 +9,14 @@ from fedjax_health.client import ditto, fedprox, scaffold
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import Sampling
 from fedjax_health.data.sampling import draw_clients
+from fedjax_health.engine.places import (
+    paths_matching,
+)
 from fedjax_health.engine.plan import (
     LocalTraining,
     Optimizer,
     cosine_schedule,
     exponential_schedule,
-    paths_matching,
 )
 from tests.engine.workload import (
     SIZES,

@@ -26,11 +26,13 @@ from fedjax_health.core.types import (
 from fedjax_health.data.sampling import build_cohort_fn, cohort_of, draw_clients
 from fedjax_health.data.store import open_store, write_store
 from fedjax_health.engine.algorithm import build_algorithm
+from fedjax_health.engine.places import (
+    normalization_leaves,
+    paths_matching,
+)
 from fedjax_health.engine.plan import (
     Optimizer,
     cosine_schedule,
-    normalization_leaves,
-    paths_matching,
 )
 from fedjax_health.engine.run import NonFiniteLossError, run_rounds
 from fedjax_health.models import MlpEncoder, fusion_detector, grud_detector
