@@ -7,6 +7,7 @@ clients take part in a round is the same for all.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +128,9 @@ def train_shadows(
     keys = jax.vmap(lambda i: jax.random.fold_in(root_key(seed % 2**32), i))(
         jnp.arange(shadows)
     )
-    state = jax.jit(jax.vmap(begin))(keys)
+    # One after the other: several batched decompositions (of orthogonal weights) at a
+    # time wait for one another for ever where XLA has few threads.
+    state = jax.jit(functools.partial(jax.lax.map, begin))(keys)
     slots, population = built.sampling.cohort_size, store.num_clients
     progress.on_message(f"training {shadows} shadow models, {rounds} rounds together")
     progress.on_start(total_rounds=rounds)

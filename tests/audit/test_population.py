@@ -1,5 +1,8 @@
 """Which examples are asked about, and what a detector says of them."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,3 +88,33 @@ def test_steps_that_fill_a_window_up_do_not_count():
     }
     found = population.confidence(apply, None, batch)
     assert found.logit[0] == pytest.approx((1.0 - 3.0) / 2)
+
+
+@pytest.mark.slow
+def test_shadows_of_two_recurrent_encoders_begin(tmp_path):
+    # Batched decompositions at the same time once waited for one another for ever.
+    program = """
+import sys
+from pathlib import Path
+from fedjax_health import build, records
+from fedjax_health.audit import shadows
+from tests import tiny
+config = tiny.config(
+    tiny.write_table(Path(sys.argv[1]) / "ward.csv"),
+    "model=fusion",
+    "data.modalities={one = ['load'], two = ['rate', 'noise']}",
+)
+prepared = build.prepare(config, build.build_dataset(config))
+member = shadows.halves(prepared.store, 16, 0)
+shadows.train_shadows(
+    config,
+    prepared,
+    prepared.store,
+    member,
+    rounds=1,
+    seed=0,
+    progress=records.SILENT,
+)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=240)
