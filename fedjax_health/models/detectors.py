@@ -21,6 +21,7 @@ from fedjax_health.models.encoders import (
 )
 from fedjax_health.models.functional import build_model
 from fedjax_health.models.inputs import as_layout, split_batch
+from fedjax_health.models.split import Split, check_split, encode_across
 
 
 class _Detector(nnx.Module):
@@ -30,10 +31,12 @@ class _Detector(nnx.Module):
         encoder: Encoder,
         streams: bool,
         target: Target,
+        split: Split | None,
         *,
         rngs: nnx.Rngs,
     ):
         self.layout = layout
+        self.split = split
         self.streams = streams
         self.each_step = streams and target == "row"
         self.owner = f"{_OWNERS[type(encoder)]}(streams={streams})"
@@ -44,7 +47,16 @@ class _Detector(nnx.Module):
 
     def __call__(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         parts = split_batch(batch, self.layout, streams=self.streams, owner=self.owner)
-        logits = self.head(self.encoder(parts, key=key))[..., 0]
+        embedding = encode_across(
+            self.encoder,
+            parts,
+            self.split,
+            batch,
+            key=key,
+            each_step=self.each_step,
+            streams=self.streams,
+        )
+        logits = self.head(embedding)[..., 0]
         return jnp.swapaxes(logits, 0, 1) if self.each_step else logits
 
 
@@ -63,6 +75,7 @@ def encoder_detector(
     *,
     streams: bool = True,
     target: Target = "row",
+    split: Split | None = None,
 ) -> Model:
     """Returns a detector: one encoder over all modalities side by side, and a head.
 
@@ -80,20 +93,33 @@ def encoder_detector(
       streams: whether examples have a time axis.
       target: with a time axis, an answer at each step ("row"), or one for the window
         ("entity").
+      split: where the encoder is cut; None for a whole model.
 
     Raises:
-      ValueError: for settings out of range, or an encoder that cannot read this.
+      ValueError: for settings out of range, an encoder that cannot read this, or a cut
+        that it cannot have.
     """
-    layout = as_layout(features, owner=_OWNERS[type(encoder)])
-    return _build(layout, encoder, bool(streams), check_target(target))
+    owner = _OWNERS[type(encoder)]
+    layout = as_layout(features, owner=owner)
+    if split is not None:
+        if split.modality is not None:
+            raise ValueError(
+                f"{owner} has one encoder for all modalities: leave split.modality out"
+            )
+        check_split(split, encoder, owner=owner)
+    return _build(layout, encoder, bool(streams), check_target(target), split)
 
 
 @functools.cache
 def _build(
-    layout: InputLayout, encoder: Encoder, streams: bool, target: Target
+    layout: InputLayout,
+    encoder: Encoder,
+    streams: bool,
+    target: Target,
+    split: Split | None,
 ) -> Model:
     return build_model(
-        lambda rngs: _Detector(layout, encoder, streams, target, rngs=rngs)
+        lambda rngs: _Detector(layout, encoder, streams, target, split, rngs=rngs)
     )
 
 

@@ -4,7 +4,9 @@ An encoder's settings are a frozen record: equal records share one compiled prog
 """
 
 import dataclasses
-from typing import Literal
+import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,7 @@ class GruEncoder:
       pooling: how the states of a window become one where one answer is asked of it:
         the last state, their mean, or their mean weighted by a learned attention.
       statistics: joins a layer of ``hidden`` units that sees ``window_statistics``.
+      dense: units of further layers, one after the other, on what it hands on.
     """
 
     hidden: int = 48
@@ -46,6 +49,7 @@ class GruEncoder:
     norm: bool = False
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self, "gru", "hidden")
@@ -61,6 +65,7 @@ class GruDEncoder:
       dropout: share of what it hands on that is dropped while a key is given.
       pooling: see ``GruEncoder``.
       statistics: see ``GruEncoder``.
+      dense: see ``GruEncoder``.
     """
 
     hidden: int = 48
@@ -68,6 +73,7 @@ class GruDEncoder:
     dropout: float = 0.0
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self, "grud", "hidden")
@@ -84,6 +90,7 @@ class TcnEncoder:
       dropout: share of units dropped in each block while a key is given.
       pooling: see ``GruEncoder``.
       statistics: see ``GruEncoder``.
+      dense: see ``GruEncoder``.
     """
 
     hidden: int = 48
@@ -92,6 +99,7 @@ class TcnEncoder:
     dropout: float = 0.0
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self, "tcn", "hidden", "levels", "kernel")
@@ -109,12 +117,14 @@ class TransformerEncoder:
       heads: of an attention; must divide the width.
       dropout: share of attention weights and of feed-forward units dropped while a
         key is given.
+      dense: see ``GruEncoder``.
     """
 
     width: int = 32
     blocks: int = 2
     heads: int = 4
     dropout: float = 0.0
+    dense: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self, "ft_transformer", "width", "blocks", "heads")
@@ -170,9 +180,74 @@ def _check(encoder: Encoder, name: str, *sizes: str):
             raise ValueError(f"{name}: {field}={share} must lie in [0, 1)")
         if hasattr(encoder, field):
             object.__setattr__(encoder, field, share)
+    units = tuple(int(units) for units in getattr(encoder, "dense", ()))
+    if any(number < 1 for number in units):
+        raise ValueError(f"{name}: dense={units} must be 1 or more")
+    if hasattr(encoder, "dense"):
+        object.__setattr__(encoder, "dense", units)
     pooling = getattr(encoder, "pooling", "last")
     if pooling not in ("last", "mean", "attention"):
         raise ValueError(f"{name}: pooling={pooling!r}: last, mean or attention")
+
+
+def num_layers(encoder: Encoder) -> int:
+    """Returns the layers that an encoder can be cut between.
+
+    Each dense layer is one; what stands before them, a recurrent layer, a TCN or a
+    transformer with its pooling, is one.
+    """
+    return len(_dense_units(encoder)) + _before_dense(encoder)
+
+
+def width_at(encoder: Encoder, layer: int) -> int:
+    """Returns how many numbers leave a layer, counted from 1, for a step or a window.
+
+    Args:
+      encoder: settings; of an ``MlpEncoder`` one without ``skip``.
+      layer: 1 to ``num_layers``.
+    """
+    dense = layer - _before_dense(encoder)
+    if dense:
+        return _dense_units(encoder)[dense - 1]
+    if isinstance(encoder, TransformerEncoder):
+        return encoder.width
+    assert not isinstance(encoder, MlpEncoder)
+    return encoder.hidden * (2 if encoder.statistics else 1)
+
+
+def dense_layer(path: str) -> int | None:
+    """Returns the number, from 0, of the dense layer of a leaf's path in a branch."""
+    found = re.match(r"dense/(?:dense|norm)_(\d+)/", path)
+    return None if found is None else int(found.group(1))
+
+
+def layer_of(encoder: Encoder, path: str) -> int:
+    """Returns the layer, from 1, that a leaf of a branch belongs to."""
+    number = dense_layer(path)
+    return 1 if number is None else _before_dense(encoder) + number + 1
+
+
+def _before_dense(encoder: Encoder) -> int:
+    return 0 if isinstance(encoder, MlpEncoder) else 1
+
+
+def _dense_units(encoder: Encoder) -> tuple[int, ...]:
+    return encoder.hidden if isinstance(encoder, MlpEncoder) else encoder.dense
+
+
+class Cut(NamedTuple):
+    """Where an encoder is cut, and what its values go through there.
+
+    Attributes:
+      layer: layers before the cut, 1 or more.
+      out: values -> what arrives behind the cut.
+      back: values -> what arrives where they come back from behind it, or None where
+        they do not.
+    """
+
+    layer: int
+    out: Callable[[jax.Array], jax.Array]
+    back: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Branch(nnx.Module):
@@ -225,6 +300,7 @@ class Branch(nnx.Module):
                     layout, width, encoder.blocks, encoder.heads, dropout, rngs=rngs
                 )
                 self.width = width
+                self._add_dense(rngs)
                 return
         if not streams:
             raise ValueError(
@@ -253,17 +329,57 @@ class Branch(nnx.Module):
             width = num_statistics(layout)
             self.summary = Perceptron(width, (hidden,), 0.0, False, rngs=rngs)
             self.width += hidden
+        self._add_dense(rngs)
 
-    def __call__(self, parts: tuple[Part, ...], *, key: Key | None = None) -> jax.Array:
-        """Returns the embedding of a batch."""
-        match self.settings:
-            case MlpEncoder() as encoder:
-                return self._dense(parts, encoder, key)
-            case TransformerEncoder():
-                rows = tuple(map(last_row, parts)) if self.pooled else parts
-                return self.tokens(rows, key=key)
-            case encoder:
-                states = self._states(parts, encoder, key)
+    def _add_dense(self, rngs: nnx.Rngs) -> None:
+        assert not isinstance(self.settings, MlpEncoder)
+        units, dropout = self.settings.dense, self.settings.dropout
+        if units:
+            self.dense = Perceptron(self.width, units, dropout, False, rngs=rngs)
+            self.width = units[-1]
+
+    def __call__(
+        self,
+        parts: tuple[Part, ...],
+        *,
+        key: Key | None = None,
+        cut: Cut | None = None,
+    ) -> jax.Array:
+        """Returns the embedding of a batch, through a cut where there is one."""
+        encoder = self.settings
+        if isinstance(encoder, MlpEncoder):
+            return self._dense(parts, encoder, key, cut)
+        values = self._before(parts, encoder, key)
+        if encoder.dense:
+            key = None if key is None else jax.random.fold_in(key, _DENSE)
+        return self._through(values, key, cut, done=1)
+
+    def _through(
+        self, values: jax.Array, key: Key | None, cut: Cut | None, *, done: int
+    ) -> jax.Array:
+        """Returns what the dense layers make of values that left ``done`` layers."""
+        layers = num_layers(self.settings) - done
+        if cut is None:
+            return self.dense(values, key=key) if layers else values
+        near = cut.layer - done
+        if near:
+            values = self.dense(values, key=key, last=near)
+        values = cut.out(values)
+        if near < layers:
+            values = self.dense(values, key=key, first=near)
+        return values if cut.back is None else cut.back(values)
+
+    def _before(
+        self,
+        parts: tuple[Part, ...],
+        encoder: GruEncoder | GruDEncoder | TcnEncoder | TransformerEncoder,
+        key: Key | None,
+    ) -> jax.Array:
+        """Returns what the dense layers read."""
+        if isinstance(encoder, TransformerEncoder):
+            rows = tuple(map(last_row, parts)) if self.pooled else parts
+            return self.tokens(rows, key=key)
+        states = self._states(parts, encoder, key)
         if self.pooled:
             states = self._pool(states, parts[0].valid, encoder.pooling)
         if encoder.statistics:
@@ -272,7 +388,11 @@ class Branch(nnx.Module):
         return self.dropout(states, deterministic=key is None, rngs=key)
 
     def _dense(
-        self, parts: tuple[Part, ...], encoder: MlpEncoder, key: Key | None
+        self,
+        parts: tuple[Part, ...],
+        encoder: MlpEncoder,
+        key: Key | None,
+        cut: Cut | None,
     ) -> jax.Array:
         if self.streams and encoder.statistics:
             inputs = window_statistics(parts, causal=not self.pooled)
@@ -283,7 +403,7 @@ class Branch(nnx.Module):
             inputs = self.input_dropout(
                 inputs, deterministic=key is None, rngs=of_inputs
             )
-        units = self.dense(inputs, key=key)
+        units = self._through(inputs, key, cut, done=0)
         if encoder.hidden and encoder.skip:
             return jnp.concatenate([units, inputs], axis=-1)
         return units
@@ -319,3 +439,4 @@ class Branch(nnx.Module):
 
 # Apart from the numbers of layers, which are folded into the same key.
 _INPUTS = 1_000_000
+_DENSE = 1_000_001

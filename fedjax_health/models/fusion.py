@@ -45,6 +45,12 @@ from fedjax_health.models.fuse import (
     unit_scale,
 )
 from fedjax_health.models.inputs import Part, as_layout, presence, split_batch
+from fedjax_health.models.split import (
+    Split,
+    check_split,
+    encode_across,
+    wires,
+)
 
 _OWNER = "fusion_detector"
 
@@ -94,11 +100,13 @@ class _Fusion(nnx.Module):
         settings: _Settings,
         streams: bool,
         target: Target,
+        split: Split | None,
         *,
         rngs: nnx.Rngs,
     ):
         self.layout = layout
         self.settings = settings
+        self.split = split
         self.streams = streams
         self.each_step = streams and target == "row"
         for columns, encoder in zip(layout, encoders, strict=True):
@@ -125,7 +133,7 @@ class _Fusion(nnx.Module):
     def __call__(self, batch: Batch, *, key: Key | None = None) -> Detection:
         parts = split_batch(batch, self.layout, streams=self.streams, owner=_OWNER)
         observed = self._observed(parts, batch)
-        return self._answer(self._encode(parts, key), observed, key)
+        return self._answer(self._encode(parts, batch, key), observed, key)
 
     def _observed(self, parts: tuple[Part, ...], batch: Batch) -> jax.Array:
         """Returns what there is, bool ``[..., modalities]``, time first."""
@@ -141,14 +149,34 @@ class _Fusion(nnx.Module):
             )
         return observed & ~absent
 
-    def _encode(self, parts: tuple[Part, ...], key: Key | None) -> list[jax.Array]:
+    def _encode(
+        self, parts: tuple[Part, ...], batch: Batch, key: Key | None
+    ) -> list[jax.Array]:
         """Returns each modality's embedding ``[..., width]``, time first."""
-        return [
-            modality.encoder((part,), key=_key(key, 2 + i))
-            for i, (modality, part) in enumerate(
-                zip(self._modalities(), parts, strict=True)
+        crossed = None
+        if self.split is not None:
+            crossed = wires(
+                self.split,
+                batch,
+                key=key,
+                each_step=self.each_step,
+                streams=self.streams,
             )
-        ]
+        embeddings = []
+        for i, (columns, modality, part) in enumerate(
+            zip(self.layout, self._modalities(), parts, strict=True)
+        ):
+            own = _key(key, 2 + i)
+            if crossed is None or self.split is None:
+                found = modality.encoder((part,), key=own)
+            elif columns.name == self.split.modality:
+                found = modality.encoder((part,), key=own, cut=crossed.cut)
+            else:
+                found = modality.encoder((part,), key=own)
+                if crossed.embedding is not None:
+                    found = crossed.embedding(found, i)
+            embeddings.append(found)
+        return embeddings
 
     def _answer(
         self, embeddings: list[jax.Array], observed: jax.Array, key: Key | None
@@ -269,10 +297,12 @@ class _Alone(nnx.Module):
         encoder: Encoder,
         streams: bool,
         target: Target,
+        split: Split | None,
         *,
         rngs: nnx.Rngs,
     ):
         self.layout = layout
+        self.split = split
         self.streams = streams
         self.each_step = streams and target == "row"
         self.encoder = Branch(
@@ -288,7 +318,15 @@ class _Alone(nnx.Module):
             )
         parts = split_batch(batch, self.layout, streams=self.streams, owner=_OWNER)
         axes = 0 if not self.streams else 1 if self.each_step else 2
-        embedding = self.encoder(parts, key=key)
+        embedding = encode_across(
+            self.encoder,
+            parts,
+            self.split,
+            batch,
+            key=key,
+            each_step=self.each_step,
+            streams=self.streams,
+        )
         logits = self.head(embedding)[..., 0]
         present = presence(parts[0], axes=axes)[..., None]
         if self.each_step:
@@ -334,6 +372,7 @@ def fusion_detector(
     heads: int = 4,
     streams: bool = True,
     target: Target = "row",
+    split: Split | None = None,
 ) -> Model:
     """Returns a detector that fuses modalities, by default by a gate and a joint layer.
 
@@ -378,11 +417,12 @@ def fusion_detector(
       heads: of the cross-attention; must divide ``joint``.
       streams: whether examples have a time axis.
       target: with a time axis, an answer at each step ("row"), or one ("entity").
+      split: where one modality's encoder is cut; None for a whole model.
 
     Raises:
-      ValueError: for settings out of range or that do not go together, or an encoder of
-        an unknown modality; when traced, for ``absent`` of another shape or with a
-        single modality.
+      ValueError: for settings out of range or that do not go together, an encoder or a
+        split of an unknown modality, or a cut that the encoder cannot have; when
+        traced, for ``absent`` of another shape or with a single modality.
     """
     layout = as_layout(layout, owner=_OWNER)
     names = [columns.name for columns in layout]
@@ -414,11 +454,14 @@ def fusion_detector(
             f'{_OWNER}: dropout={dropout} acts on the joint layer, which fuse="late" '
             "does not have: set it to 0"
         )
+    encoding = tuple(
+        chosen.get(c.name) or default_encoder(c, streams=streams) for c in layout
+    )
+    if split is not None:
+        _check_split(split, names, encoding)
     return _build(
         layout,
-        tuple(
-            chosen.get(c.name) or default_encoder(c, streams=streams) for c in layout
-        ),
+        encoding,
         _Settings(
             int(joint),
             int(aligned),
@@ -430,7 +473,21 @@ def fusion_detector(
         ),
         bool(streams),
         check_target(target),
+        split,
     )
+
+
+def _check_split(split: Split, names: list[str], encoders: tuple[Encoder, ...]):
+    if len(names) == 1:
+        if split.modality is not None:
+            raise ValueError(f"{_OWNER} of one modality: leave split.modality out")
+        check_split(split, encoders[0], owner=_OWNER)
+        return
+    if split.modality not in names:
+        raise ValueError(
+            f"{_OWNER}: split.modality={split.modality!r}: one of {', '.join(names)}"
+        )
+    check_split(split, encoders[names.index(split.modality)], owner=_OWNER)
 
 
 def default_encoder(columns: ModalityColumns, *, streams: bool) -> Encoder:
@@ -447,11 +504,14 @@ def _build(
     settings: _Settings,
     streams: bool,
     target: Target,
+    split: Split | None,
 ) -> Model:
     if len(layout) == 1:
         return build_model(
-            lambda rngs: _Alone(layout, encoders[0], streams, target, rngs=rngs)
+            lambda rngs: _Alone(layout, encoders[0], streams, target, split, rngs=rngs)
         )
     return build_model(
-        lambda rngs: _Fusion(layout, encoders, settings, streams, target, rngs=rngs)
+        lambda rngs: _Fusion(
+            layout, encoders, settings, streams, target, split, rngs=rngs
+        )
     )

@@ -40,9 +40,23 @@ class Perceptron(nnx.Module):
                 setattr(self, f"norm_{layer}", nnx.LayerNorm(units, rngs=rngs))
             width = units
 
-    def __call__(self, values: jax.Array, *, key: Key | None = None) -> jax.Array:
-        """Returns the last layer's units for ``values [..., width]``."""
-        for layer in range(self.depth):
+    def __call__(
+        self,
+        values: jax.Array,
+        *,
+        key: Key | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> jax.Array:
+        """Returns the last layer's units for ``values [..., width]``.
+
+        Args:
+          values: what the first layer reads.
+          key: of the dropout.
+          first: layer to begin with.
+          last: layer to end before; None for all.
+        """
+        for layer in range(first, self.depth if last is None else last):
             values = getattr(self, f"dense_{layer}")(values)
             if self.norm:
                 values = getattr(self, f"norm_{layer}")(values)
