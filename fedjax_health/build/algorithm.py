@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from fedjax_health import config
-from fedjax_health.build.detector import build_loss, build_model
+from fedjax_health.build.detector import build_loss, build_model, build_split
 from fedjax_health.build.plan import build_plan
 from fedjax_health.build.prepared import Prepared
 from fedjax_health.build.root import check_root, root_batches
+from fedjax_health.build.split_learning import modality_parts, part_shares
 from fedjax_health.config import Config, ConfigError
 from fedjax_health.core.rng import Stream, key_for, root_key
 from fedjax_health.core.types import (
@@ -24,6 +25,7 @@ from fedjax_health.core.types import (
 from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import build_algorithm
 from fedjax_health.engine.parallel import AXIS
+from fedjax_health.engine.places import either
 from fedjax_health.engine.plan import RoundPlan
 
 
@@ -38,6 +40,8 @@ class Built(NamedTuple):
       algorithm: the federated algorithm.
       abstract_params: shapes and dtypes of the parameters.
       malicious: bool ``[population]``.
+      part_shares: float32 ``[population, modalities]``, what share of a client's
+        examples has each modality; None where encoders are averaged over all.
     """
 
     model: Model
@@ -47,6 +51,7 @@ class Built(NamedTuple):
     algorithm: FederatedAlgorithm
     abstract_params: Params
     malicious: np.ndarray
+    part_shares: np.ndarray | None = None
 
 
 def build(settings: Config, prepared: Prepared) -> Built:
@@ -71,6 +76,7 @@ def build(settings: Config, prepared: Prepared) -> Built:
     if prepared.root is not None:
         check_root(settings, prepared.parts.train.client_names, malicious)
         plan = dataclasses.replace(plan, root_batches=root_batches(prepared.root))
+    plan, shares = _placed(settings, prepared, plan)
     abstract_params = jax.eval_shape(model.init, _init_key(settings))
     algorithm = build_algorithm(
         loss_fn,
@@ -90,7 +96,26 @@ def build(settings: Config, prepared: Prepared) -> Built:
         algorithm=algorithm,
         abstract_params=abstract_params,
         malicious=malicious,
+        part_shares=shares,
     )
+
+
+def _placed(
+    settings: Config, prepared: Prepared, plan: RoundPlan
+) -> tuple[RoundPlan, np.ndarray | None]:
+    """Returns the plan with its halves and parts, and the clients' shares in parts."""
+    split = build_split(settings, prepared)
+    if split is not None:
+        personal = plan.personal
+        assert settings.split_learning is not None
+        if settings.split_learning.client == "personal":
+            personal = either(personal, split.client)
+        plan = dataclasses.replace(plan, split=split, personal=personal)
+    names = tuple(columns.name for columns in prepared.layout)
+    if settings.modality_average == "all" or len(names) < 2:
+        return plan, None
+    plan = dataclasses.replace(plan, parts=modality_parts(names))
+    return plan, part_shares(prepared)
 
 
 def initial_params(settings: Config, model: Model) -> Params:

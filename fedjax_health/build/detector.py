@@ -1,13 +1,16 @@
 """A configuration becomes a detector and its training loss."""
 
+import contextlib
 from typing import Literal, Protocol, cast
 
 from fedjax_health import config, losses, models
 from fedjax_health.build.custom import custom_entry, misfit
 from fedjax_health.build.prepared import Prepared
+from fedjax_health.build.split_learning import model_split, split_training
 from fedjax_health.config import Config, ConfigError, Custom, call_custom
 from fedjax_health.core.types import InputLayout, LossFn, Model
 from fedjax_health.data.store import input_width
+from fedjax_health.engine.places import SplitTraining
 
 
 class Examples(Protocol):
@@ -35,6 +38,7 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
     layout = examples.layout
     target = _target(examples)
     streams = examples.window is not None or target == "entity"
+    split = model_split(settings)
     match chosen:
         case (
             config.Gru()
@@ -50,9 +54,14 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                     "they were not observed, and this data has none: choose --set "
                     "model=gru"
                 )
-            return models.encoder_detector(
-                layout, _encoder(chosen), streams=streams, target=target
-            )
+            with _told():
+                return models.encoder_detector(
+                    layout,
+                    _encoder(chosen),
+                    streams=streams,
+                    target=target,
+                    split=split,
+                )
         case config.Fusion():
             by_name = {columns.name: columns for columns in layout}
             for name, encoder in chosen.encoders.items():
@@ -66,19 +75,21 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                         f"config: model.encoders.{name}: grud needs values that are "
                         "carried forward where they were not observed: choose gru"
                     )
-            return models.fusion_detector(
-                layout,
-                encoders={n: _encoder(e) for n, e in chosen.encoders.items()},
-                joint=chosen.joint,
-                aligned=chosen.aligned,
-                modality_dropout=chosen.modality_dropout,
-                dropout=chosen.dropout,
-                fuse=chosen.fuse,
-                disagreement=chosen.disagreement,
-                heads=chosen.heads,
-                streams=streams,
-                target=target,
-            )
+            with _told():
+                return models.fusion_detector(
+                    layout,
+                    encoders={n: _encoder(e) for n, e in chosen.encoders.items()},
+                    joint=chosen.joint,
+                    aligned=chosen.aligned,
+                    modality_dropout=chosen.modality_dropout,
+                    dropout=chosen.dropout,
+                    fuse=chosen.fuse,
+                    disagreement=chosen.disagreement,
+                    heads=chosen.heads,
+                    streams=streams,
+                    target=target,
+                    split=split,
+                )
         case config.WideDeep():
             if streams:
                 raise ConfigError(
@@ -96,6 +107,17 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
             return custom_entry(chosen, Model, input_width(layout), path="model")
 
 
+@contextlib.contextmanager
+def _told():
+    """Says of a cut that the model cannot have that the configuration asks for it."""
+    try:
+        yield
+    except ValueError as error:
+        if "split" not in str(error):
+            raise
+        raise ConfigError(f"config: {error}") from error
+
+
 def _encoder(chosen: config.Encoder) -> models.Encoder:
     match chosen:
         case config.Gru():
@@ -105,6 +127,7 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
                 norm=chosen.norm,
                 pooling=chosen.pooling,
                 statistics=chosen.statistics,
+                dense=chosen.dense,
             )
         case config.Mlp():
             return models.MlpEncoder(
@@ -123,6 +146,7 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
                 dropout=chosen.dropout,
                 pooling=chosen.pooling,
                 statistics=chosen.statistics,
+                dense=chosen.dense,
             )
         case config.Grud():
             return models.GruDEncoder(
@@ -131,6 +155,7 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
                 dropout=chosen.dropout,
                 pooling=chosen.pooling,
                 statistics=chosen.statistics,
+                dense=chosen.dense,
             )
         case config.FtTransformer():
             return models.TransformerEncoder(
@@ -138,7 +163,31 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
                 blocks=chosen.blocks,
                 heads=chosen.heads,
                 dropout=chosen.dropout,
+                dense=chosen.dense,
             )
+
+
+def build_split(
+    settings: Config, examples: Prepared | Examples
+) -> SplitTraining | None:
+    """Returns how the halves of a split model are trained; None for a whole one."""
+    chosen = settings.model
+    named, single = {}, None
+    match chosen:
+        case config.Fusion(encoders=encoders):
+            named = {name: _encoder(encoder) for name, encoder in encoders.items()}
+        case config.WideDeep() | Custom():
+            return None
+        case _:
+            single = _encoder(chosen)
+    each_step = _target(examples) == "row" and examples.window is not None
+    return split_training(
+        settings,
+        examples.layout,
+        named,
+        single,
+        steps=(examples.window or 1) if each_step else 1,
+    )
 
 
 def build_loss(settings: Config, model: Model, examples: Prepared | Examples) -> LossFn:

@@ -146,6 +146,18 @@ from fedjax_health.config.privacy import (
     TreeAggregation,
 )
 from fedjax_health.config.simulation import simulation_settings
+from fedjax_health.config.split_learning import (
+    Activation,
+    Cotangent,
+    SplitLearning,
+    WireClip,
+    WireDropout,
+    WireMarvell,
+    WireMaxNorm,
+    WireNoise,
+    WireQuantise,
+    WireTopK,
+)
 from fedjax_health.config.top import Config
 from fedjax_health.config.transforms import (
     AdaptiveClip,
@@ -165,6 +177,7 @@ from fedjax_health.config.transforms import (
 )
 
 __all__ = [
+    "Activation",
     "Adam",
     "AdaptiveClip",
     "Alie",
@@ -191,6 +204,7 @@ __all__ = [
     "Constant",
     "Contiguous",
     "Cosine",
+    "Cotangent",
     "Custom",
     "Cyclic",
     "DirichletLabels",
@@ -282,6 +296,7 @@ __all__ = [
     "SignGuard",
     "SignMajority",
     "Smea",
+    "SplitLearning",
     "Stratified",
     "Summarise",
     "Sybil",
@@ -298,6 +313,13 @@ __all__ = [
     "WideDeep",
     "Window",
     "WindowContrast",
+    "WireClip",
+    "WireDropout",
+    "WireMarvell",
+    "WireMaxNorm",
+    "WireNoise",
+    "WireQuantise",
+    "WireTopK",
     "Wustl",
     "call_custom",
     "config_hash",

@@ -29,6 +29,7 @@ class Gru(Record, frozen=True, tag_field="kind", tag="gru"):
         state, the mean, or a mean weighted by a learned attention.
       statistics: whether mean, least and greatest value and count of each feature in
         the window so far are joined.
+      dense: units of further layers on what the recurrent one hands on.
     """
 
     hidden: Positive = 48
@@ -36,6 +37,7 @@ class Gru(Record, frozen=True, tag_field="kind", tag="gru"):
     norm: bool = False
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[Positive, ...] = ()
 
 
 class Mlp(Record, frozen=True, tag_field="kind", tag="mlp"):
@@ -70,6 +72,7 @@ class Tcn(Record, frozen=True, tag_field="kind", tag="tcn"):
       dropout: share of units dropped in each block during training.
       pooling: as for gru.
       statistics: as for gru.
+      dense: as for gru.
     """
 
     hidden: Positive = 48
@@ -78,6 +81,7 @@ class Tcn(Record, frozen=True, tag_field="kind", tag="tcn"):
     dropout: BelowOne = 0.0
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[Positive, ...] = ()
 
 
 class Grud(Record, frozen=True, tag_field="kind", tag="grud"):
@@ -91,6 +95,7 @@ class Grud(Record, frozen=True, tag_field="kind", tag="grud"):
       dropout: share of hidden states dropped before the head during training.
       pooling: as for gru.
       statistics: as for gru.
+      dense: as for gru.
     """
 
     hidden: Positive = 48
@@ -98,6 +103,7 @@ class Grud(Record, frozen=True, tag_field="kind", tag="grud"):
     dropout: BelowOne = 0.0
     pooling: Pooling = "last"
     statistics: bool = False
+    dense: tuple[Positive, ...] = ()
 
 
 class FtTransformer(Record, frozen=True, tag_field="kind", tag="ft_transformer"):
@@ -112,12 +118,14 @@ class FtTransformer(Record, frozen=True, tag_field="kind", tag="ft_transformer")
       heads: heads of an attention; must divide width.
       dropout: share of attention weights and of feed-forward units dropped during
         training.
+      dense: as for gru.
     """
 
     width: Positive = 32
     blocks: Positive = 2
     heads: Positive = 4
     dropout: BelowOne = 0.0
+    dense: tuple[Positive, ...] = ()
 
     def __post_init__(self):
         if self.width % self.heads:

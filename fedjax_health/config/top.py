@@ -72,6 +72,7 @@ from fedjax_health.config.preparation import (
     Window,
 )
 from fedjax_health.config.privacy import Mechanism, Privacy, check_privacy
+from fedjax_health.config.split_learning import SplitLearning
 from fedjax_health.config.transforms import Transform
 
 
@@ -107,6 +108,9 @@ class Config(Record, frozen=True):
       dropout: probability that a client of the cohort does not answer.
       weighting: weight of a message: its client's examples, or the same for all.
       personal: parameters that stay on the client; none where it is left out.
+      split_learning: where the model is cut in two; whole where it is left out.
+      modality_average: whether the encoder of a modality is averaged over all clients
+        of a round, or over those present that have its data.
       transforms: what happens to a client's message, in order.
       malicious: share of the clients, or their ids, that attack.
       attackers: in which rounds they do, and how many of them at a time.
@@ -154,6 +158,8 @@ class Config(Record, frozen=True):
     dropout: BelowOne = 0.0
     weighting: Literal["examples", "uniform"] = "examples"
     personal: Personal | None = None
+    split_learning: SplitLearning | None = None
+    modality_average: Literal["all", "present"] = "all"
     transforms: tuple[Transform, ...] = ()
     malicious: float | tuple[Count, ...] = 0.0
     attackers: Attackers = Attackers()
@@ -182,6 +188,7 @@ class Config(Record, frozen=True):
             _check_window,
             _check_blocks,
             _check_terms,
+            _check_split_learning,
         ):
             check(self)
         check_privacy(self.mechanism, self.privacy)
@@ -355,6 +362,35 @@ def _check_blocks(config: Config):
             f"config: split.block: {split.block}: the embargo takes {embargo} rows"
             f"{why} off both ends of a block: give more than {2 * embargo}, or a "
             "smaller split.embargo"
+        )
+
+
+def _check_split_learning(config: Config):
+    model = config.model
+    if config.modality_average == "present" and not isinstance(model, Fusion):
+        raise ConfigError(
+            "config: modality_average: present: needs a model with an encoder for each "
+            "modality: choose --set model=fusion, or --set modality_average=all"
+        )
+    split = config.split_learning
+    if split is None:
+        return
+    if isinstance(model, WideDeep | Custom):
+        kind = model.__struct_config__.tag
+        raise ConfigError(
+            f"config: split_learning: a {kind} model has no layers to cut between: "
+            "choose --set model=mlp, gru, tcn, grud, ft_transformer or fusion"
+        )
+    if split.modality is not None and not isinstance(model, Fusion):
+        raise ConfigError(
+            f"config: split_learning.modality: {split.modality!r}: this model has one "
+            "encoder for all modalities: leave it out, or choose --set model=fusion"
+        )
+    if config.local.example_privacy is not None:
+        raise ConfigError(
+            "config: local.example_privacy: across a cut the server sees what an "
+            "example becomes, whatever its gradient: use split_learning.activations "
+            "(clip and noise), and --set local.example_privacy=none"
         )
 
 

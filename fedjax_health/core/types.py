@@ -159,8 +159,7 @@ class Cohort(NamedTuple):
       malicious: bool ``[cohort]``.
       batches: where their examples lie.
       part_shares: float32 ``[cohort, parts]``, the share of a client's examples that
-        has the data of each part of the model (``Parts``); None where no part of the
-        model is trained on data that a client can lack.
+        has the data of each part of the model (``Parts``); None where all have all.
     """
 
     client_ids: AnyArray

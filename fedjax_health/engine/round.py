@@ -84,16 +84,16 @@ def compiled_step(structure: Structure) -> Step:
     """
 
     def whole(state, fields, examples, root_batches):
-        cohort = _unpack_cohort(fields, examples)
+        cohort = _unpack_cohort(structure, fields, examples)
         sent = _send(structure, state, cohort, root_batches)
         return _receive(structure, state, cohort, sent, _gather(structure, state, sent))
 
     def first(state, fields, examples, root_batches):
-        cohort = _unpack_cohort(fields, examples)
+        cohort = _unpack_cohort(structure, fields, examples)
         return _send(structure, state, cohort, root_batches)
 
     def second(state, fields, examples, sent, gathered):
-        cohort = _unpack_cohort(fields, examples)
+        cohort = _unpack_cohort(structure, fields, examples)
         return _receive(structure, state, cohort, sent, gathered)
 
     secure = structure.secure
@@ -151,16 +151,21 @@ def pack_cohort(cohort: Cohort) -> AnyArray:
     return jnp.stack([*(jnp.asarray(x, jnp.int32) for x in fields), *bits])
 
 
-def _unpack_cohort(fields: jax.Array, examples: Examples) -> Cohort:
+def _unpack_cohort(
+    structure: Structure, fields: jax.Array, examples: Examples
+) -> Cohort:
     ids, mask, malicious, num_examples, num_steps, index = fields[:6]
     numbers = jax.lax.bitcast_convert_type(fields[6:], jnp.float32)
+    shares = numbers[1:].T if len(numbers) > 1 else None
+    if shares is None and structure.parts is not None:
+        shares = jnp.ones((len(ids), len(structure.parts.names)))
     return Cohort(
         client_ids=ids,
         mask=mask != 0,
         weights=numbers[0],
         malicious=malicious != 0,
         batches=ClientBatches(num_examples, num_steps, index, examples),
-        part_shares=numbers[1:].T if len(numbers) > 1 else None,
+        part_shares=shares,
     )
 
 

@@ -225,6 +225,7 @@ class Bench:
             built.sampling,
             config.seed,
             malicious=built.malicious,
+            part_shares=built.part_shares,
             resident=self._resident(key, run),
         )
         try:

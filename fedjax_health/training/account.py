@@ -99,19 +99,26 @@ def communication(lines: Sequence[Mapping[str, Any]], built: Built) -> dict[str,
 
     Returns:
       Bytes of all rounds both ways; those of a client that sends its message, on
-      average, and of the same message uncompressed; and their ratio.
+      average, and of the same message uncompressed; and their ratio. Of a split model
+      also what crossed the cut, beside the messages.
     """
     total = traffic_of(lines, built)
     messages = sum(map(_messages, lines))
     mean = total.uplink / messages if messages else 0.0
     # What goes down is a whole model, and what the local algorithm sends beside it.
     dense = built.algorithm.downlink_bytes
+    across = {
+        f"{name}_total": int(sum(line[name] for line in lines))
+        for name in ("wire_up_bytes", "wire_down_bytes")
+        if lines and name in lines[0]
+    }
     return {
         "uplink_bytes_total": total.uplink,
         "downlink_bytes_total": total.downlink,
         "uplink_bytes_per_client_round": mean,
         "dense_bytes": dense,
         "share_of_dense": mean / dense if dense else 0.0,
+        **across,
     }
 
 

@@ -223,6 +223,7 @@ def _go_on(
         built.sampling,
         config.seed,
         malicious=built.malicious,
+        part_shares=built.part_shares,
     )
     checkpoints = checkpoint.open_checkpoints(
         paths.checkpoints, keep=config.checkpoint.keep

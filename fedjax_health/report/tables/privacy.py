@@ -88,6 +88,12 @@ def communication(view: View) -> Table | None:
         ("dense_bytes", "a message without compression"),
     )
     rows = [(text, size(told.get(name))) for name, text in names]
+    for name, text in (
+        ("wire_up_bytes_total", "across the cut to the server, all rounds"),
+        ("wire_down_bytes_total", "across the cut to the clients, all rounds"),
+    ):
+        if name in told:
+            rows.append((text, size(told[name])))
     share = told.get("share_of_dense")
     if isinstance(share, int | float):
         rows.append(("share of the message without compression", rate(share)))
