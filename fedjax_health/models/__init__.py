@@ -32,6 +32,17 @@ from fedjax_health.models.wire import (
     crossing,
     wire_bytes,
 )
+from fedjax_health.models.wire import (
+    ClipExample,
+    DropActivations,
+    Marvell,
+    MaxNorm,
+    Noise,
+    Quantise,
+    TopK,
+    crossing,
+    wire_bytes,
+)
 
 __all__ = [
     "ClipExample",
@@ -59,5 +70,6 @@ __all__ = [
     "mlp",
     "tcn_detector",
     "wide_deep",
+    "wire_bytes",
     "wire_bytes",
 ]
