@@ -32,17 +32,6 @@ from fedjax_health.models.wire import (
     crossing,
     wire_bytes,
 )
-from fedjax_health.models.wire import (
-    ClipExample,
-    DropActivations,
-    Marvell,
-    MaxNorm,
-    Noise,
-    Quantise,
-    TopK,
-    crossing,
-    wire_bytes,
-)
 
 __all__ = [
     "ClipExample",
@@ -70,6 +59,5 @@ __all__ = [
     "mlp",
     "tcn_detector",
     "wide_deep",
-    "wire_bytes",
     "wire_bytes",
 ]
