@@ -82,6 +82,7 @@ def test_preset_names_are_the_promised_ones():
         "paper",
         "many_clients",
         "private",
+        "split",
         "wustl",
         "physionet2012",
         "eicu",

@@ -5,7 +5,7 @@ import typing
 import jax.numpy as jnp
 import pytest
 
-from fedjax_health import aggregators, config
+from fedjax_health import aggregators, config, secagg
 from fedjax_health.build.aggregators import build_aggregator
 from fedjax_health.build.algorithm import (
     assumed_malicious,
@@ -20,7 +20,11 @@ def records(union):
     return [r for r in typing.get_args(union) if r is not Custom]
 
 
-@pytest.mark.parametrize("record", records(Aggregator))
+# Their sums are of integers; see test_secure_rules_are_built_with_their_numbers.
+SECURE = (config.SecureMean, config.GroupedSecure)
+
+
+@pytest.mark.parametrize("record", [r for r in records(Aggregator) if r not in SECURE])
 def test_a_record_builds_the_rule_of_its_name(record):
     name = record.__struct_config__.tag
     root = config.Root("ward") if record is config.FlTrust else None
@@ -37,7 +41,19 @@ def test_a_record_builds_the_rule_of_its_name(record):
 
 def test_every_public_rule_has_a_record():
     tags = {r.__struct_config__.tag for r in (*records(Aggregator), *records(Mixing))}
-    assert tags == set(aggregators.__all__)
+    assert tags == {*aggregators.__all__, "secure_mean", "grouped_secure"}
+
+
+def test_secure_rules_are_built_with_their_numbers():
+    built = build_aggregator(Config(aggregator=config.SecureMean(bits=12)))
+    rule = secagg.secure_mean(bits=12)
+    assert built.update is rule.update
+    assert repr(built.init(jnp.ones(3))) == repr(rule.init(jnp.ones(3)))
+    grouped = build_aggregator(
+        Config(aggregator=config.GroupedSecure(group_size=5)), assumed=1
+    )
+    assert grouped.secure is not None
+    assert grouped.secure.finish is not None
 
 
 def test_mixings_come_before_the_rule_in_their_order():
