@@ -54,7 +54,7 @@ class LabelNoise(NamedTuple):
     across_1: jax.Array
 
 
-def divergence(noise: LabelNoise, u, v, gap, width: int) -> jax.Array:
+def divergence(noise: LabelNoise, u, v, gap, width) -> jax.Array:
     """Returns the sum of the two KL divergences, in nats.
 
     Args:
@@ -70,7 +70,7 @@ def divergence(noise: LabelNoise, u, v, gap, width: int) -> jax.Array:
     return 0.5 * (along + (width - 1) * (b_0 - b_1) ** 2 / (b_0 * b_1))
 
 
-def label_noise(u, v, gap, positive, *, width: int, power: float) -> LabelNoise:
+def label_noise(u, v, gap, positive, *, width, power) -> LabelNoise:
     """Returns the noise of least divergence; see the module.
 
     Args:
@@ -86,7 +86,7 @@ def label_noise(u, v, gap, positive, *, width: int, power: float) -> LabelNoise:
     v = jnp.maximum(v / unit, _LEAST)
     low_is_0 = u <= v
     frequency = jnp.where(low_is_0, 1 - positive, positive)
-    price = frequency * max(width - 1, 1)
+    price = frequency * jnp.maximum(width - 1, 1)
     widest = jnp.minimum(jnp.abs(v - u), power / price)
 
     def noise(across: jax.Array, share: jax.Array) -> LabelNoise:
