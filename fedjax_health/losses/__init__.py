@@ -3,6 +3,7 @@
 from fedjax_health.losses.alignment import alignment
 from fedjax_health.losses.combine import Term, combine
 from fedjax_health.losses.comm import comm
+from fedjax_health.losses.nopeek import nopeek
 from fedjax_health.losses.supervised import (
     bce,
     focal,
@@ -27,6 +28,7 @@ __all__ = [
     "focal_bce",
     "logit_smoothness",
     "masked_bce",
+    "nopeek",
     "step_weight",
     "window_contrast",
 ]
