@@ -30,14 +30,15 @@ def model_split(settings: Config) -> models.Split | None:
             chosen.cut,
             chosen.modality,
             chosen.labels,
-            tuple(map(_step, chosen.activations)),
-            tuple(map(_step, chosen.cotangents)),
+            tuple(map(wire_step, chosen.activations)),
+            tuple(map(wire_step, chosen.cotangents)),
         )
     except ValueError as error:
         raise ConfigError(f"config: split_learning: {error}") from error
 
 
-def _step(chosen: config.Cotangent):
+def wire_step(chosen: config.Cotangent):
+    """Returns the step that a record stands for."""
     match chosen:
         case config.WireClip(max_norm=norm):
             return models.ClipExample(norm)
