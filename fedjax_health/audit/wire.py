@@ -230,7 +230,7 @@ def _pair(inputs: Any, smashed: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _standardised(rows: np.ndarray, known: int) -> np.ndarray:
-    """Returns columns by mean and deviation of the known rows, 0 where there is none."""
+    """Returns columns in deviations of the known rows from their mean, or zeros."""
     first = rows[:known]
     deviation = first.std(axis=0)
     varies = deviation > _CONSTANT * np.max(np.abs(first), axis=0)
@@ -239,7 +239,7 @@ def _standardised(rows: np.ndarray, known: int) -> np.ndarray:
 
 
 def _ridge(z: np.ndarray, x: np.ndarray, penalty: float) -> np.ndarray:
-    """Returns weights ``[numbers of z, numbers of x]``, by the smaller of two systems."""
+    """Returns weights ``[of z, of x]``, by the smaller of two systems."""
     count, width = z.shape
     if width <= count:
         gram = z.T @ z + penalty * count * np.eye(width)
@@ -249,7 +249,7 @@ def _ridge(z: np.ndarray, x: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def _best_penalty(x: np.ndarray, z: np.ndarray, fit: int) -> tuple[float, float]:
-    """Returns the penalty of least error after the first ``fit`` rows, and the error."""
+    """Returns the penalty of least error after ``fit`` rows, and that error."""
     errors = [
         float(np.mean((z[fit:] @ _ridge(z[:fit], x[:fit], penalty) - x[fit:]) ** 2))
         for penalty in _PENALTIES

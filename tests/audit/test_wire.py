@@ -72,9 +72,8 @@ def test_labels_too_few_are_not_ranked():
 def test_decoder_undoes_a_linear_map_and_a_bent_one():
     x = normal(400, 2, 2) * [1.0, 100.0] + 7
     mixed = x.reshape(400, 4) @ (normal(4, 6, seed=3) / [[1], [100], [1], [100]])
-    assert decoder_inversion(x, mixed) < 1e-4
-    # Even functions of the inputs: ridge finds next to nothing of them, the perceptron
-    # much more.
+    assert decoder_inversion(x, mixed, steps=5) < 1e-4
+    # An even function of what arrives: ridge finds nothing of it, the perceptron does.
     angle = np.random.default_rng(4).uniform(-1, 1, (400, 1))
     bent = np.abs(angle), angle + normal(400, 1, seed=5) * 1e-3
     assert decoder_inversion(*bent, hidden=16) < 0.1
@@ -83,16 +82,16 @@ def test_decoder_undoes_a_linear_map_and_a_bent_one():
 def test_decoder_error_is_the_share_of_what_is_hidden():
     x = normal(4000, 2)
     # One column arrives, the other does not.
-    assert decoder_inversion(x, x[:, :1], steps=50) == pytest.approx(0.5, abs=0.03)
+    assert decoder_inversion(x, x[:, :1], steps=5) == pytest.approx(0.5, abs=0.03)
     # Noise of the same variance: half of the variance stays unexplained.
     sent = x + normal(4000, 2, seed=8)
-    assert decoder_inversion(x, sent, steps=50) == pytest.approx(0.5, abs=0.04)
+    assert decoder_inversion(x, sent, steps=5) == pytest.approx(0.5, abs=0.04)
 
 
 def test_decoder_learns_nothing_from_nothing():
     x = normal(400, 3)
     assert decoder_inversion(x, normal(400, 5, seed=9)) == pytest.approx(1, abs=0.1)
-    assert decoder_inversion(x, np.full((400, 5), 0.1)) == pytest.approx(1, abs=0.1)
+    assert decoder_inversion(x, np.full((400, 5), 0.1)) == pytest.approx(1, abs=0.02)
     # More columns than records, and the records held out are not learned.
     wide = decoder_inversion(x[:40], normal(40, 200, seed=9))
     assert 0.7 < wide < 1.6
@@ -101,12 +100,18 @@ def test_decoder_learns_nothing_from_nothing():
 def test_decoder_leaves_out_columns_that_do_not_vary():
     x = normal(100, 3)
     more = np.concatenate([x, np.full((100, 2), 1e6), np.zeros((100, 1))], axis=1)
-    assert decoder_inversion(more, x) == pytest.approx(decoder_inversion(x, x))
-    assert decoder_inversion(x, more) < 1e-4
+    plain = decoder_inversion(x, x, steps=5)
+    assert decoder_inversion(more, x, steps=5) == pytest.approx(plain)
+    assert decoder_inversion(x, more, steps=5) < 1e-4
+    assert decoder_inversion(x, np.zeros((100, 0)), steps=5) == pytest.approx(
+        1, abs=0.1
+    )
     assert decoder_inversion(np.full((100, 2), 0.1), x) == 1
     assert math.isnan(decoder_inversion(x[:5], x[:5]))
     assert math.isnan(decoder_inversion(x[:100], x[:100], share=0.01))
-    assert decoder_inversion(x, x, seed=2) == decoder_inversion(x, x, seed=2)
+    noisy = x + normal(100, 3, seed=2)
+    draws = [decoder_inversion(x, noisy, seed=s, steps=5) for s in (0, 1, 0)]
+    assert draws[0] == draws[2] != draws[1]
 
 
 def test_correlation_is_its_definition():
@@ -144,7 +149,7 @@ def test_correlation_at_its_ends():
         (lambda x: decoder_inversion(x, x, steps=0), "steps=0"),
         (lambda x: decoder_inversion(x, x, hidden=0), "hidden=0"),
         (lambda x: input_correlation(x, x[:9]), "same records"),
-        (lambda x: input_correlation(np.float64(1), x), "one number"),
+        (lambda x: input_correlation(np.array(1.0), x), "one number"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, match):
