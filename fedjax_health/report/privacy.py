@@ -21,13 +21,13 @@ def privacy_of(view: View) -> dict[str, Any]:
 
 
 def guarantees_of(view: View) -> list[dict[str, Any]]:
-    """Returns the guarantees of a run: of a client, and of an example.
+    """Returns the guarantees of a run: of a client, of an example, of one on a wire.
 
     Args:
       view: what was read.
     """
-    by_example = view.result.get("example_privacy")
-    found = [privacy_of(view), by_example if isinstance(by_example, dict) else {}]
+    others = [view.result.get(name) for name in ("example_privacy", "wire_privacy")]
+    found = [privacy_of(view), *(x for x in others if isinstance(x, dict))]
     return [told for told in found if told]
 
 

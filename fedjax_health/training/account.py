@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_health.build.algorithm import Built
-from fedjax_health.config import Config
+from fedjax_health.config import Config, WindowContrast, WireNoise
 from fedjax_health.data.store import ClientStore
 from fedjax_health.privacy import ledger
 from fedjax_health.privacy.accounting import Settings, delta_warning, worst_client
+from fedjax_health.privacy.wire import wire_epsilon
 
 SEEDED = (
     "privacy: a simulation with a known seed: whoever has the seed can take the noise "
@@ -204,6 +205,77 @@ def privacy_of_run(
         "best_round": best_round,
         "epsilon_at_best_round": epsilon_after(config, built, best_round),
     }
+
+
+def wire_privacy(
+    config: Config, store: ClientStore, rounds: int
+) -> dict[str, Any] | None:
+    """Returns what the noise on a wire hides of one example from the server.
+
+    As if the client whose examples cross most often took part in every round.
+
+    Args:
+      config: the configuration.
+      store: the clients' training examples.
+      rounds: to account for.
+
+    Returns:
+      Names and values as ``ledger.describe`` has them; None without split learning.
+    """
+    split = config.split_learning
+    if split is None:
+        return None
+    local, settings = config.local, _settings(config)
+    visits = local.epochs or 0
+    if local.steps is not None:
+        smallest = max(int(np.diff(store.offsets).min()), 1)
+        visits = (
+            local.steps
+            if smallest <= local.batch_size
+            else -(-local.steps * local.batch_size // smallest)
+        )
+    crossings = visits * rounds
+    activations = _noise_on(split.activations)
+    directions = [activations]
+    comparing = config.alignment is not None or isinstance(
+        config.temporal, WindowContrast
+    )
+    if split.labels == "client":
+        directions.append(0.0 if comparing else _noise_on(split.cotangents))
+
+    def bound(multipliers: list[float]) -> float | None:
+        epsilon = wire_epsilon(
+            multipliers, crossings, settings.delta, accountant=settings.accountant
+        )
+        return epsilon if math.isfinite(epsilon) else None
+
+    missing = ["what the clients' half of the model learns of an example"]
+    if split.labels == "server":
+        missing.append("labels, which cross as they are")
+    elif directions[1] == 0:
+        missing.append(
+            "the cotangents that return to the server, which carry no noise that "
+            "bounds what they say of a label"
+        )
+    return {
+        "unit": "example on the wire",
+        "relation": "zero-out: each message of the example becomes the zero message",
+        "protected_against": "the server, which sees what crosses the cut",
+        "crossings": crossings,
+        "rounds": rounds,
+        "epsilon": bound(directions),
+        "epsilon_activations": bound([activations]),
+        "delta": settings.delta,
+        "noise_multiplier": activations,
+        "accountant": settings.accountant,
+        "not_covered": missing,
+    }
+
+
+def _noise_on(steps: Sequence[Any]) -> float:
+    """Returns the multiplier of the noise among the steps of a wire; 0 for none."""
+    found = [step.multiplier for step in steps if isinstance(step, WireNoise)]
+    return found[0] if found else 0.0
 
 
 def example_privacy(

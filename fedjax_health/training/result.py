@@ -32,6 +32,7 @@ from fedjax_health.training.account import (
     communication,
     example_privacy,
     privacy_of_run,
+    wire_privacy,
 )
 from fedjax_health.training.best import Best
 from fedjax_health.training.setup import Run
@@ -118,6 +119,9 @@ def finish(
     by_example = example_privacy(config, run.prepared.store, rounds)
     if by_example is not None:
         result["example_privacy"] = by_example
+    on_the_wire = wire_privacy(config, run.prepared.store, rounds)
+    if on_the_wire is not None:
+        result["wire_privacy"] = on_the_wire
     held_out = parts.train.num_clients - run.prepared.store.num_clients
     if held_out:
         result["held_out_clients"] = held_out

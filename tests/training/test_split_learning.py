@@ -10,7 +10,9 @@ from fedjax_health import build, config, training
 from fedjax_health.build.split_learning import wire_step
 from fedjax_health.config import ConfigError, parse
 from fedjax_health.core import trees
+from fedjax_health.privacy.wire import wire_epsilon
 from fedjax_health.records import SILENT, read_jsonl
+from fedjax_health.report import write_report
 from tests import tiny
 
 SPLIT = """
@@ -120,7 +122,10 @@ def test_a_split_run_ends_with_its_bytes(tmp_path, mode):
         (("model=wide_deep", "window.length=1", "split_learning.modality=none"), "cut"),
         (('split_learning.client="personal"', 'split_learning.mode="relay"'), "relay"),
         (
-            ('split_learning.labels="server"', 'split_learning.cotangents=["max_norm"]'),
+            (
+                'split_learning.labels="server"',
+                'split_learning.cotangents=["max_norm"]',
+            ),
             "nothing of a client",
         ),
         (('split_learning.activations=[{kind="noise"}]',), "a clip"),
@@ -140,3 +145,24 @@ def test_averaging_over_those_present_needs_encoders_by_modality():
 def test_every_step_of_a_configuration_becomes_one_of_the_wire():
     for record in typing.get_args(config.Cotangent):
         assert wire_step(record()) == wire_step(record())
+
+
+def test_the_wire_says_what_it_protects_and_what_not(tmp_path):
+    chosen = settings(
+        tmp_path,
+        'split_learning.activations=[{kind="clip"},{kind="noise",multiplier=20.0}]',
+        "local.epochs=3",
+    )
+    training.train(chosen, tmp_path / "run", SILENT)
+    told = json.loads((tmp_path / "run" / "result.json").read_text())["wire_privacy"]
+    assert told["crossings"] == 3 * 2
+    expected = wire_epsilon([20.0], 6, 1e-5)
+    assert told["epsilon_activations"] == pytest.approx(expected, rel=1e-6)
+    # The cotangents go back to the server without noise.
+    assert told["epsilon"] is None
+    assert any("cotangents" in text for text in told["not_covered"])
+    write_report(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "example on the wire" in page
+    assert "times that an example crosses" in page
+    assert "across the cut to the server" in page
