@@ -223,7 +223,15 @@ def build_loss(settings: Config, model: Model, examples: Prepared | Examples) ->
         unimodal_weight=settings.unimodal_weight,
         temporal=_temporal(settings, examples),
         alignment=_alignment(settings, examples),
+        nopeek=_nopeek(settings, examples),
     )
+
+
+def _nopeek(settings: Config, examples: Prepared | Examples) -> losses.Term | None:
+    split = settings.split_learning
+    if split is None or not split.nopeek:
+        return None
+    return losses.nopeek(weight=split.nopeek, layout=examples.layout)
 
 
 def _temporal(settings: Config, examples: Prepared | Examples) -> losses.Term | None:

@@ -94,6 +94,8 @@ class SplitLearning(Record, frozen=True):
       client: whether the clients' halves are averaged, or stay with each.
       activations: what is done to activations on the wire, in order.
       cotangents: what is done to cotangents on the wire, in order.
+      nopeek: weight of NoPeek in the loss, which lowers how much the activations that
+        cross depend on the inputs; for a fusion.
     """
 
     modality: str | None = None
@@ -103,6 +105,7 @@ class SplitLearning(Record, frozen=True):
     client: Literal["averaged", "personal"] = "averaged"
     activations: tuple[Activation, ...] = ()
     cotangents: tuple[Cotangent, ...] = ()
+    nopeek: NonNegative = 0.0
 
     def __post_init__(self):
         if self.client == "personal" and self.mode == "relay":

@@ -386,6 +386,11 @@ def _check_split_learning(config: Config):
             f"config: split_learning.modality: {split.modality!r}: this model has one "
             "encoder for all modalities: leave it out, or choose --set model=fusion"
         )
+    if split.nopeek and not (isinstance(model, Fusion) and split.modality):
+        raise ConfigError(
+            "config: split_learning.nopeek: needs a fusion of several modalities: "
+            "choose --set model=fusion and name split_learning.modality, or set it to 0"
+        )
     if config.local.example_privacy is not None:
         raise ConfigError(
             "config: local.example_privacy: across a cut the server sees what an "

@@ -43,8 +43,11 @@ def combine(
     unimodal_weight: float = 0.3,
     temporal: Term | None = None,
     alignment: Term | None = None,
+    nopeek: Term | None = None,
 ) -> LossFn:
     """Returns the loss ``L_sup + w sum_m L_m + lambda_t L_t + lambda_a L_a``.
+
+    With ``nopeek`` its term comes on top.
 
     ``L_m`` is the supervised loss of modality m's own logits over the examples (and
     steps) that count and have the modality; it is 0 where the model has no such
@@ -52,8 +55,8 @@ def combine(
     ``Detection.present``.
 
     Metrics: those of the supervised loss, and the value of each part, unweighted, as
-    ``supervised``, ``unimodal`` (the sum), ``temporal`` and ``alignment``, as far as
-    there are more parts than the first.
+    ``supervised``, ``unimodal`` (the sum), ``temporal``, ``alignment`` and ``nopeek``,
+    as far as there are more parts than the first.
 
     All settings are static, and equal settings return the same function.
 
@@ -63,19 +66,21 @@ def combine(
       unimodal_weight: w, 0 or more.
       temporal: consistency over time.
       alignment: agreement between modalities.
+      nopeek: how much what crosses a cut depends on what went in.
 
     Raises:
       ValueError: for a weight that is negative or not finite; and when traced, by the
         terms, for a model that lacks what they need.
     """
     weights = {"unimodal_weight": unimodal_weight}
-    for name, term in (("temporal", temporal), ("alignment", alignment)):
+    terms = (("temporal", temporal), ("alignment", alignment), ("nopeek", nopeek))
+    for name, term in terms:
         if term is not None:
             weights[f"{name}.weight"] = term.weight
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{name} must be finite and 0 or more, not {weight}")
-    return _build(model, supervised, float(unimodal_weight), temporal, alignment)
+    return _build(model, supervised, float(unimodal_weight), terms)
 
 
 @functools.cache
@@ -83,8 +88,7 @@ def _build(
     model: Model,
     supervised: Supervised,
     unimodal_weight: float,
-    temporal: Term | None,
-    alignment: Term | None,
+    terms: tuple[tuple[str, Term | None], ...],
 ) -> LossFn:
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
         def apply(batch: Batch, key: Key) -> Outputs:
@@ -96,9 +100,7 @@ def _build(
         if unimodal_weight and isinstance(outputs, Detection) and outputs.unimodal:
             own = _unimodal(supervised, outputs, batch)
             parts["unimodal"] = (unimodal_weight, own)
-        for number, (name, term) in enumerate(
-            (("temporal", temporal), ("alignment", alignment))
-        ):
+        for number, (name, term) in enumerate(terms):
             if term is not None and term.weight:
                 # The model's own keys are folded from the same one with small numbers.
                 own = jax.random.fold_in(key, 2**31 - 1 - number)

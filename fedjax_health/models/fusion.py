@@ -29,6 +29,7 @@ from fedjax_health.core.types import (
 from fedjax_health.models.detectors import check_target
 from fedjax_health.models.encoders import (
     Branch,
+    Cut,
     Encoder,
     GruDEncoder,
     GruEncoder,
@@ -133,7 +134,9 @@ class _Fusion(nnx.Module):
     def __call__(self, batch: Batch, *, key: Key | None = None) -> Detection:
         parts = split_batch(batch, self.layout, streams=self.streams, owner=_OWNER)
         observed = self._observed(parts, batch)
-        return self._answer(self._encode(parts, batch, key), observed, key)
+        embeddings, smashed = self._encode(parts, batch, key)
+        detection = self._answer(embeddings, observed, key)
+        return detection._replace(smashed=smashed)
 
     def _observed(self, parts: tuple[Part, ...], batch: Batch) -> jax.Array:
         """Returns what there is, bool ``[..., modalities]``, time first."""
@@ -151,9 +154,12 @@ class _Fusion(nnx.Module):
 
     def _encode(
         self, parts: tuple[Part, ...], batch: Batch, key: Key | None
-    ) -> list[jax.Array]:
-        """Returns each modality's embedding ``[..., width]``, time first."""
-        crossed = None
+    ) -> tuple[list[jax.Array], dict[str, jax.Array] | None]:
+        """Returns each modality's embedding ``[..., width]``, time first.
+
+        Beside them, examples first, what arrives behind the cut; None without one.
+        """
+        crossed, smashed = None, {}
         if self.split is not None:
             crossed = wires(
                 self.split,
@@ -170,13 +176,16 @@ class _Fusion(nnx.Module):
             if crossed is None or self.split is None:
                 found = modality.encoder((part,), key=own)
             elif columns.name == self.split.modality:
-                found = modality.encoder((part,), key=own, cut=crossed.cut)
+                seen: list[jax.Array] = []
+                cut = _watched(crossed.cut, seen)
+                found = modality.encoder((part,), key=own, cut=cut)
+                smashed[columns.name] = self._examples_first(seen[0])
             else:
                 found = modality.encoder((part,), key=own)
                 if crossed.embedding is not None:
                     found = crossed.embedding(found, i)
             embeddings.append(found)
-        return embeddings
+        return embeddings, smashed or None
 
     def _answer(
         self, embeddings: list[jax.Array], observed: jax.Array, key: Key | None
@@ -334,6 +343,16 @@ class _Alone(nnx.Module):
                 jnp.swapaxes(x, 0, 1) for x in (logits, embedding, present)
             )
         return Detection(logits, {}, {}, embedding=embedding, present=present)
+
+
+def _watched(cut: Cut, seen: list[jax.Array]) -> Cut:
+    """Returns a cut that also writes down what arrives behind it."""
+
+    def out(values: jax.Array) -> jax.Array:
+        seen.append(cut.out(values))
+        return seen[-1]
+
+    return cut._replace(out=out)
 
 
 def keep_modalities(key: Key, present: jax.Array, *, rate: float) -> jax.Array:

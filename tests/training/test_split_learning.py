@@ -103,10 +103,12 @@ def test_a_split_run_ends_with_its_bytes(tmp_path, mode):
         f'split_learning.mode="{mode}"',
         'split_learning.activations=[{kind="clip"},{kind="noise"}]',
         'split_learning.cotangents=[{kind="marvell"}]',
+        "split_learning.nopeek=0.1",
     )
     result = training.train(chosen, tmp_path / "run", SILENT)
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert all(np.isfinite(line["loss"]) for line in lines)
+    assert all(0 < line["nopeek"] <= 1 for line in lines)
     told = json.loads((tmp_path / "run" / "result.json").read_text())["communication"]
     assert told["wire_up_bytes_total"] == sum(line["wire_up_bytes"] for line in lines)
     assert told["wire_up_bytes_total"] > 0
