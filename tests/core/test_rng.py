@@ -27,6 +27,7 @@ def test_stream_numbers_never_change():
         "MASK": 8,
         "MECHANISM": 9,
         "EXAMPLE": 10,
+        "ORDER": 11,
     }
 
 
