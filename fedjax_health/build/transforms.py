@@ -33,6 +33,8 @@ def build_transform(entry: Any, *, path: str, cohort: int = 1) -> ClientTransfor
                 )
             except ValueError as error:
                 raise config.ConfigError(f"config: {path}: {error}") from error
+        case config.LocalMomentum():
+            return transforms.local_momentum(entry.beta)
         case config.ErrorFeedback():
             inner = build_transform(entry.inner, path=f"{path}.inner", cohort=cohort)
             return transforms.error_feedback(inner)

@@ -6,6 +6,7 @@ import msgspec
 
 from fedjax_health.config.common import (
     AboveZero,
+    BelowOne,
     Custom,
     OpenShare,
     Positive,
@@ -56,6 +57,16 @@ class AdaptiveClip(Record, frozen=True, tag_field="kind", tag="adaptive_clip"):
     quantile: OpenShare = 0.5
     learning_rate: AboveZero = 0.2
     bit_noise: AboveZero | None = None
+
+
+class LocalMomentum(Record, frozen=True, tag_field="kind", tag="local_momentum"):
+    """Sends a running mean of a client's own updates of the rounds it took part in.
+
+    Attributes:
+      beta: share of what the client remembers; 0 sends the updates as they are.
+    """
+
+    beta: BelowOne = 0.9
 
 
 class TopK(Record, frozen=True, tag_field="kind", tag="top_k"):
@@ -171,6 +182,7 @@ Transform = (
     | ClipL2
     | ClipPerLeaf
     | AdaptiveClip
+    | LocalMomentum
     | Compressor
     | ErrorFeedback
     | Ef21

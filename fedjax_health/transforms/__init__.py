@@ -3,6 +3,7 @@
 from fedjax_health.transforms.clip import adaptive_clip, clip_l2, clip_per_leaf
 from fedjax_health.transforms.compose import chain, identity
 from fedjax_health.transforms.feedback import ef21, error_feedback
+from fedjax_health.transforms.momentum import local_momentum
 from fedjax_health.transforms.quantise import qsgd, sign, terngrad
 from fedjax_health.transforms.random_k import random_k
 from fedjax_health.transforms.rotated import drive, eden
@@ -19,6 +20,7 @@ __all__ = [
     "ef21",
     "error_feedback",
     "identity",
+    "local_momentum",
     "qsgd",
     "random_k",
     "sign",
