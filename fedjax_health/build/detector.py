@@ -1,16 +1,18 @@
 """A configuration becomes a detector and its training loss."""
 
-import contextlib
 from typing import Literal, Protocol, cast
 
 from fedjax_health import config, losses, models
 from fedjax_health.build.custom import custom_entry, misfit
 from fedjax_health.build.prepared import Prepared
-from fedjax_health.build.split_learning import model_split, split_training
+from fedjax_health.build.split_learning import Cut, cut_of, split_training
 from fedjax_health.config import Config, ConfigError, Custom, call_custom
 from fedjax_health.core.types import InputLayout, LossFn, Model
 from fedjax_health.data.store import input_width
 from fedjax_health.engine.places import SplitTraining
+from fedjax_health.models.detectors import joined
+from fedjax_health.models.fusion import default_encoder
+from fedjax_health.models.split import Reads
 
 
 class Examples(Protocol):
@@ -38,7 +40,8 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
     layout = examples.layout
     target = _target(examples)
     streams = examples.window is not None or target == "entity"
-    split = model_split(settings)
+    cut = build_cut(settings, examples)
+    split = None if cut is None else cut.split
     match chosen:
         case (
             config.Gru()
@@ -54,14 +57,13 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                     "they were not observed, and this data has none: choose --set "
                     "model=gru"
                 )
-            with _told():
-                return models.encoder_detector(
-                    layout,
-                    _encoder(chosen),
-                    streams=streams,
-                    target=target,
-                    split=split,
-                )
+            return models.encoder_detector(
+                layout,
+                _encoder(chosen),
+                streams=streams,
+                target=target,
+                split=split,
+            )
         case config.Fusion():
             by_name = {columns.name: columns for columns in layout}
             for name, encoder in chosen.encoders.items():
@@ -75,21 +77,20 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
                         f"config: model.encoders.{name}: grud needs values that are "
                         "carried forward where they were not observed: choose gru"
                     )
-            with _told():
-                return models.fusion_detector(
-                    layout,
-                    encoders={n: _encoder(e) for n, e in chosen.encoders.items()},
-                    joint=chosen.joint,
-                    aligned=chosen.aligned,
-                    modality_dropout=chosen.modality_dropout,
-                    dropout=chosen.dropout,
-                    fuse=chosen.fuse,
-                    disagreement=chosen.disagreement,
-                    heads=chosen.heads,
-                    streams=streams,
-                    target=target,
-                    split=split,
-                )
+            return models.fusion_detector(
+                layout,
+                encoders={n: _encoder(e) for n, e in chosen.encoders.items()},
+                joint=chosen.joint,
+                aligned=chosen.aligned,
+                modality_dropout=chosen.modality_dropout,
+                dropout=chosen.dropout,
+                fuse=chosen.fuse,
+                disagreement=chosen.disagreement,
+                heads=chosen.heads,
+                streams=streams,
+                target=target,
+                split=split,
+            )
         case config.WideDeep():
             if streams:
                 raise ConfigError(
@@ -105,17 +106,6 @@ def build_model(settings: Config, examples: Prepared | Examples) -> Model:
             )
         case Custom():
             return custom_entry(chosen, Model, input_width(layout), path="model")
-
-
-@contextlib.contextmanager
-def _told():
-    """Says of a cut that the model cannot have that the configuration asks for it."""
-    try:
-        yield
-    except ValueError as error:
-        if "split" not in str(error):
-            raise
-        raise ConfigError(f"config: {error}") from error
 
 
 def _encoder(chosen: config.Encoder) -> models.Encoder:
@@ -167,27 +157,44 @@ def _encoder(chosen: config.Encoder) -> models.Encoder:
             )
 
 
+def build_cut(settings: Config, examples: Prepared | Examples) -> Cut | None:
+    """Returns where the detector is cut and what crosses there; None for a whole one.
+
+    Raises:
+      ConfigError: for a cut that the detector cannot have.
+    """
+    chosen, layout = settings.model, examples.layout
+    if settings.split_learning is None:
+        return None
+    target = _target(examples)
+    streams = examples.window is not None or target == "entity"
+    match chosen:
+        case config.Fusion(encoders=encoders):
+            readers = [
+                Reads(
+                    columns.name,
+                    _encoder(encoders[columns.name])
+                    if columns.name in encoders
+                    else default_encoder(columns, streams=streams),
+                    (columns,),
+                )
+                for columns in layout
+            ]
+        case config.WideDeep() | Custom():
+            return None
+        case _:
+            readers = [Reads(joined(layout), _encoder(chosen), layout)]
+    window = examples.window or 1
+    return cut_of(
+        settings, readers, steps=window if target == "row" else 1, window=window
+    )
+
+
 def build_split(
     settings: Config, examples: Prepared | Examples
 ) -> SplitTraining | None:
     """Returns how the halves of a split model are trained; None for a whole one."""
-    chosen = settings.model
-    named, single = {}, None
-    match chosen:
-        case config.Fusion(encoders=encoders):
-            named = {name: _encoder(encoder) for name, encoder in encoders.items()}
-        case config.WideDeep() | Custom():
-            return None
-        case _:
-            single = _encoder(chosen)
-    each_step = _target(examples) == "row" and examples.window is not None
-    return split_training(
-        settings,
-        examples.layout,
-        named,
-        single,
-        steps=(examples.window or 1) if each_step else 1,
-    )
+    return split_training(settings, build_cut(settings, examples))
 
 
 def build_loss(settings: Config, model: Model, examples: Prepared | Examples) -> LossFn:

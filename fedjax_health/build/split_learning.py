@@ -2,18 +2,18 @@
 
 import functools
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_health import config, models
 from fedjax_health.build.prepared import Prepared
 from fedjax_health.config import Config, ConfigError
-from fedjax_health.core.types import InputLayout
 from fedjax_health.data.presence import present_modalities
 from fedjax_health.data.schema import last_rows
 from fedjax_health.engine.places import Parts, SplitTraining
 from fedjax_health.models import split as splits
-from fedjax_health.models.fusion import default_encoder
 
 
 def model_split(settings: Config) -> models.Split | None:
@@ -56,44 +56,74 @@ def wire_step(chosen: config.Cotangent):
             return models.Marvell(power)
 
 
-def split_training(
-    settings: Config,
-    layout: InputLayout,
-    named: dict[str, models.Encoder],
-    single: models.Encoder | None,
-    *,
-    steps: int,
-) -> SplitTraining | None:
-    """Returns how the halves are trained; None for a whole model.
+class Cut(NamedTuple):
+    """Where a detector is cut, and what crosses there.
+
+    Attributes:
+      split: the cut with its steps.
+      cut: the encoder that is cut.
+      borders: all that crosses for one example in one visit.
+    """
+
+    split: models.Split
+    cut: splits.Reads
+    borders: tuple[splits.Border, ...]
+
+
+def cut_of(
+    settings: Config, readers: Sequence[splits.Reads], *, steps: int, window: int
+) -> Cut | None:
+    """Returns where the detector is cut; None for a whole one.
 
     Args:
       settings: the configuration.
-      layout: of the modalities.
-      named: modality -> encoder, of a fusion.
-      single: the encoder of a model that has one.
+      readers: the modalities' encoders, or the only one.
       steps: times of an example for which there is an answer.
+      window: times of an example.
+
+    Raises:
+      ConfigError: for a cut that the encoder cannot have.
     """
     split = model_split(settings)
     if split is None:
         return None
-    assert settings.split_learning is not None
-    others: tuple[models.Encoder, ...] = ()
-    if single is None:
-        every = {
-            c.name: named.get(c.name) or default_encoder(c, streams=steps > 1)
-            for c in layout
-        }
-        encoder = every[split.modality or layout[0].name]
-        others = tuple(e for n, e in every.items() if n != split.modality)
-        if split.modality is None:
-            others = ()
-    else:
-        encoder = single
-    server, client = splits.places(split, encoder)
+    names = [one.name for one in readers]
+    path = "config: split_learning"
+    if len(readers) == 1 and split.modality is not None:
+        raise ConfigError(
+            f"{path}.modality: {split.modality!r}: the detector has one encoder: "
+            "leave it out"
+        )
+    if len(readers) > 1 and split.modality not in names:
+        raise ConfigError(
+            f"{path}.modality: {split.modality!r}: one of {', '.join(names)}"
+        )
+    place = 0 if split.modality is None else names.index(split.modality)
+    cut = readers[place]
     try:
-        up, down = splits.bytes_of(split, encoder, others, steps=steps)
+        splits.check_split(split, cut.encoder, owner=path)
+        borders = splits.borders_of(
+            split,
+            cut,
+            [one for one in readers if one is not cut],
+            steps=steps,
+            window=window,
+        )
     except ValueError as error:
-        raise ConfigError(f"config: {error}") from error
+        raise ConfigError(str(error)) from error
+    return Cut(split, cut, borders)
+
+
+def split_training(settings: Config, found: Cut | None) -> SplitTraining | None:
+    """Returns how the halves are trained; None for a whole model."""
+    if found is None:
+        return None
+    assert settings.split_learning is not None
+    server, client = splits.places(found.split, found.cut.encoder)
+    up, down = (
+        sum(border.num_bytes for border in found.borders if border.up == towards)
+        for towards in (True, False)
+    )
     return SplitTraining(server, client, settings.split_learning.mode, up, down)
 
 

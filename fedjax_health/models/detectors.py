@@ -3,11 +3,10 @@
 import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_health.core.types import Batch, InputLayout, Key, Model
+from fedjax_health.core.types import Batch, Detection, InputLayout, Key, Model, Outputs
 from fedjax_health.models.encoders import (
     Branch,
     Encoder,
@@ -21,7 +20,7 @@ from fedjax_health.models.encoders import (
 )
 from fedjax_health.models.functional import build_model
 from fedjax_health.models.inputs import as_layout, split_batch
-from fedjax_health.models.split import Split, check_split, encode_across
+from fedjax_health.models.split import Coded, Split, check_split, encode_across
 
 
 class _Detector(nnx.Module):
@@ -45,11 +44,10 @@ class _Detector(nnx.Module):
         )
         self.head = nnx.Linear(self.encoder.width, 1, rngs=rngs)
 
-    def __call__(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
+    def __call__(self, batch: Batch, *, key: Key | None = None) -> Outputs:
         parts = split_batch(batch, self.layout, streams=self.streams, owner=self.owner)
-        embedding = encode_across(
-            self.encoder,
-            parts,
+        (embedding,), smashed = encode_across(
+            [Coded(joined(self.layout), self.encoder, parts, key)],
             self.split,
             batch,
             key=key,
@@ -57,7 +55,15 @@ class _Detector(nnx.Module):
             streams=self.streams,
         )
         logits = self.head(embedding)[..., 0]
-        return jnp.swapaxes(logits, 0, 1) if self.each_step else logits
+        logits = jnp.swapaxes(logits, 0, 1) if self.each_step else logits
+        if "probe" in batch:
+            return Detection(logits, {}, {}, smashed=smashed)
+        return logits
+
+
+def joined(layout: InputLayout) -> str:
+    """Returns the name of what reads all modalities of a layout side by side."""
+    return "+".join(columns.name for columns in layout)
 
 
 _OWNERS = {

@@ -18,6 +18,7 @@ from fedjax_health.models.inputs import (
     Part,
     last_row,
     num_inputs,
+    num_values,
     side_by_side,
 )
 from fedjax_health.models.perceptron import Perceptron
@@ -193,42 +194,65 @@ def _check(encoder: Encoder, name: str, *sizes: str):
 def num_layers(encoder: Encoder) -> int:
     """Returns the layers that an encoder can be cut between.
 
-    Each dense layer is one; what stands before them, a recurrent layer, a TCN or a
-    transformer with its pooling, is one.
+    Each dense layer is one, and so is each level of a TCN and each block of a
+    transformer; a recurrent layer is one. What reads the input belongs to the first of
+    them, and a last norm and the pooling to the last before the dense layers.
     """
     return len(_dense_units(encoder)) + _before_dense(encoder)
 
 
-def width_at(encoder: Encoder, layer: int) -> int:
+def width_at(encoder: Encoder, layer: int, layout: InputLayout) -> int:
     """Returns how many numbers leave a layer, counted from 1, for a step or a window.
 
     Args:
       encoder: settings; of an ``MlpEncoder`` one without ``skip``.
       layer: 1 to ``num_layers``.
+      layout: the modalities that it reads.
     """
     dense = layer - _before_dense(encoder)
-    if dense:
+    if dense > 0:
         return _dense_units(encoder)[dense - 1]
     if isinstance(encoder, TransformerEncoder):
-        return encoder.width
+        # Between blocks every token crosses, [CLS] among them.
+        tokens = 1 + sum(map(num_values, layout)) if dense else 1
+        return tokens * encoder.width
+    if dense:
+        assert isinstance(encoder, TcnEncoder)
+        return encoder.hidden
     assert not isinstance(encoder, MlpEncoder)
     return encoder.hidden * (2 if encoder.statistics else 1)
 
 
-def dense_layer(path: str) -> int | None:
-    """Returns the number, from 0, of the dense layer of a leaf's path in a branch."""
-    found = re.match(r"dense/(?:dense|norm)_(\d+)/", path)
-    return None if found is None else int(found.group(1))
+def keeps_time(encoder: Encoder, layer: int) -> bool:
+    """Returns whether every step of a window leaves a layer, whatever is asked of it.
+
+    Between the levels of a TCN it does; they are pooled after the last.
+    """
+    return isinstance(encoder, TcnEncoder) and layer < encoder.levels
 
 
 def layer_of(encoder: Encoder, path: str) -> int:
     """Returns the layer, from 1, that a leaf of a branch belongs to."""
-    number = dense_layer(path)
-    return 1 if number is None else _before_dense(encoder) + number + 1
+    before = _before_dense(encoder)
+    dense = re.match(r"dense/(?:dense|norm)_(\d+)/", path)
+    if dense:
+        return before + int(dense.group(1)) + 1
+    inner = re.match(r"convolutions/(?:conv|norm)_(\d+)/|tokens/block_(\d+)/", path)
+    if inner:
+        return int(inner.group(1) or inner.group(2)) + 1
+    first = re.match(r"convolutions/projection/|tokens/(?!norm/)", path)
+    return 1 if first else before
 
 
 def _before_dense(encoder: Encoder) -> int:
-    return 0 if isinstance(encoder, MlpEncoder) else 1
+    match encoder:
+        case MlpEncoder():
+            return 0
+        case TcnEncoder(levels=levels):
+            return levels
+        case TransformerEncoder(blocks=blocks):
+            return blocks
+    return 1
 
 
 def _dense_units(encoder: Encoder) -> tuple[int, ...]:
@@ -349,10 +373,10 @@ class Branch(nnx.Module):
         encoder = self.settings
         if isinstance(encoder, MlpEncoder):
             return self._dense(parts, encoder, key, cut)
-        values = self._before(parts, encoder, key)
+        values = self._before(parts, encoder, key, cut)
         if encoder.dense:
             key = None if key is None else jax.random.fold_in(key, _DENSE)
-        return self._through(values, key, cut, done=1)
+        return self._through(values, key, cut, done=_before_dense(encoder))
 
     def _through(
         self, values: jax.Array, key: Key | None, cut: Cut | None, *, done: int
@@ -361,10 +385,13 @@ class Branch(nnx.Module):
         layers = num_layers(self.settings) - done
         if cut is None:
             return self.dense(values, key=key) if layers else values
+        # Below 0 where the values have crossed before.
         near = cut.layer - done
-        if near:
+        if near > 0:
             values = self.dense(values, key=key, last=near)
-        values = cut.out(values)
+        if near >= 0:
+            values = cut.out(values)
+        near = max(near, 0)
         if near < layers:
             values = self.dense(values, key=key, first=near)
         return values if cut.back is None else cut.back(values)
@@ -374,12 +401,16 @@ class Branch(nnx.Module):
         parts: tuple[Part, ...],
         encoder: GruEncoder | GruDEncoder | TcnEncoder | TransformerEncoder,
         key: Key | None,
+        cut: Cut | None,
     ) -> jax.Array:
         """Returns what the dense layers read."""
+        inner = None
+        if cut is not None and cut.layer < _before_dense(encoder):
+            inner = (cut.layer, cut.out)
         if isinstance(encoder, TransformerEncoder):
             rows = tuple(map(last_row, parts)) if self.pooled else parts
-            return self.tokens(rows, key=key)
-        states = self._states(parts, encoder, key)
+            return self.tokens(rows, key=key, cut=inner)
+        states = self._states(parts, encoder, key, inner)
         if self.pooled:
             states = self._pool(states, parts[0].valid, encoder.pooling)
         if encoder.statistics:
@@ -413,13 +444,14 @@ class Branch(nnx.Module):
         parts: tuple[Part, ...],
         encoder: GruEncoder | GruDEncoder | TcnEncoder,
         key: Key | None,
+        cut: tuple[int, Callable[[jax.Array], jax.Array]] | None = None,
     ) -> jax.Array:
         """Returns states ``[time, examples, hidden]``."""
         if isinstance(encoder, GruDEncoder):
             return self.decaying(parts)
         inputs = side_by_side(parts)
         if isinstance(encoder, TcnEncoder):
-            return self.convolutions(inputs, valid=parts[0].valid, key=key)
+            return self.convolutions(inputs, valid=parts[0].valid, key=key, cut=cut)
         if encoder.norm:
             inputs = self.projection_norm(self.projection(inputs))
         return self.recurrent(inputs)

@@ -29,7 +29,6 @@ from fedjax_health.core.types import (
 from fedjax_health.models.detectors import check_target
 from fedjax_health.models.encoders import (
     Branch,
-    Cut,
     Encoder,
     GruDEncoder,
     GruEncoder,
@@ -46,12 +45,7 @@ from fedjax_health.models.fuse import (
     unit_scale,
 )
 from fedjax_health.models.inputs import Part, as_layout, presence, split_batch
-from fedjax_health.models.split import (
-    Split,
-    check_split,
-    encode_across,
-    wires,
-)
+from fedjax_health.models.split import Coded, Split, check_split, encode_across
 
 _OWNER = "fusion_detector"
 
@@ -157,35 +151,22 @@ class _Fusion(nnx.Module):
     ) -> tuple[list[jax.Array], dict[str, jax.Array] | None]:
         """Returns each modality's embedding ``[..., width]``, time first.
 
-        Beside them, examples first, what arrives behind the cut; None without one.
+        Beside them, examples first, what arrives at the server; None without a cut.
         """
-        crossed, smashed = None, {}
-        if self.split is not None:
-            crossed = wires(
-                self.split,
-                batch,
-                key=key,
-                each_step=self.each_step,
-                streams=self.streams,
+        coded = [
+            Coded(columns.name, modality.encoder, (part,), _key(key, 2 + i))
+            for i, (columns, modality, part) in enumerate(
+                zip(self.layout, self._modalities(), parts, strict=True)
             )
-        embeddings = []
-        for i, (columns, modality, part) in enumerate(
-            zip(self.layout, self._modalities(), parts, strict=True)
-        ):
-            own = _key(key, 2 + i)
-            if crossed is None or self.split is None:
-                found = modality.encoder((part,), key=own)
-            elif columns.name == self.split.modality:
-                seen: list[jax.Array] = []
-                cut = _watched(crossed.cut, seen)
-                found = modality.encoder((part,), key=own, cut=cut)
-                smashed[columns.name] = self._examples_first(seen[0])
-            else:
-                found = modality.encoder((part,), key=own)
-                if crossed.embedding is not None:
-                    found = crossed.embedding(found, i)
-            embeddings.append(found)
-        return embeddings, smashed or None
+        ]
+        return encode_across(
+            coded,
+            self.split,
+            batch,
+            key=key,
+            each_step=self.each_step,
+            streams=self.streams,
+        )
 
     def _answer(
         self, embeddings: list[jax.Array], observed: jax.Array, key: Key | None
@@ -327,9 +308,8 @@ class _Alone(nnx.Module):
             )
         parts = split_batch(batch, self.layout, streams=self.streams, owner=_OWNER)
         axes = 0 if not self.streams else 1 if self.each_step else 2
-        embedding = encode_across(
-            self.encoder,
-            parts,
+        (embedding,), smashed = encode_across(
+            [Coded(self.layout[0].name, self.encoder, parts, key)],
             self.split,
             batch,
             key=key,
@@ -342,17 +322,9 @@ class _Alone(nnx.Module):
             logits, embedding, present = (
                 jnp.swapaxes(x, 0, 1) for x in (logits, embedding, present)
             )
-        return Detection(logits, {}, {}, embedding=embedding, present=present)
-
-
-def _watched(cut: Cut, seen: list[jax.Array]) -> Cut:
-    """Returns a cut that also writes down what arrives behind it."""
-
-    def out(values: jax.Array) -> jax.Array:
-        seen.append(cut.out(values))
-        return seen[-1]
-
-    return cut._replace(out=out)
+        return Detection(
+            logits, {}, {}, embedding=embedding, present=present, smashed=smashed
+        )
 
 
 def keep_modalities(key: Key, present: jax.Array, *, rate: float) -> jax.Array:

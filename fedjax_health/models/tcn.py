@@ -5,6 +5,8 @@ place of weight normalisation, and no convolution operator: on a CPU, and under 
 over clients, matrix products are several times as fast.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,11 +77,16 @@ class TCN(nnx.Module):
         *,
         valid: jax.Array | None = None,
         key: Key | None = None,
+        cut: tuple[int, Callable[[jax.Array], jax.Array]] | None = None,
     ) -> jax.Array:
         """Returns ``[time, examples, hidden]`` of ``[time, examples, features]``.
 
-        Steps that only fill up the window in front (``valid`` 0) count as the zeros
-        that a convolution puts before its first step.
+        Args:
+          inputs: what is read.
+          valid: ``[time, examples]``. Steps that only fill up the window in front
+            (``valid`` 0) count as the zeros that a convolution puts before its first.
+          key: of the dropout.
+          cut: levels before a cut, and what values go through there; or None.
         """
         values = self.projection(inputs)
         for level in range(self.levels):
@@ -90,4 +97,6 @@ class TCN(nnx.Module):
             read = jax.nn.relu(getattr(self, f"conv_{level}")(read))
             level_key = None if key is None else jax.random.fold_in(key, level)
             values += self.dropout(read, deterministic=key is None, rngs=level_key)
+            if cut is not None and cut[0] == level + 1:
+                values = cut[1](values)
         return self.norm(values)

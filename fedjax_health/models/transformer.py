@@ -5,6 +5,8 @@ no LayerNorm before the first attention, ReGLU; what the last block makes of the
 token is the embedding. A feature that was not observed is a learned token of its own.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -66,14 +68,30 @@ class FTTransformer(nnx.Module):
             setattr(self, f"block_{block}", layer)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
-    def __call__(self, parts: tuple[Part, ...], *, key: Key | None = None) -> jax.Array:
-        """Returns ``[..., width]`` of parts ``[..., features]``."""
+    def __call__(
+        self,
+        parts: tuple[Part, ...],
+        *,
+        key: Key | None = None,
+        cut: tuple[int, Callable[[jax.Array], jax.Array]] | None = None,
+    ) -> jax.Array:
+        """Returns ``[..., width]`` of parts ``[..., features]``.
+
+        Args:
+          parts: the modalities.
+          key: of the dropout.
+          cut: blocks before a cut, and what all tokens ``[..., tokens width]`` go
+            through there; or None.
+        """
         tokens = jnp.concatenate(self._tokens(parts), axis=-2)
         cls = jnp.broadcast_to(self.cls[...], (*tokens.shape[:-2], 1, tokens.shape[-1]))
         tokens = jnp.concatenate([cls, tokens], axis=-2)
         for block in range(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, block)
             tokens = getattr(self, f"block_{block}")(tokens, key=block_key)
+            if cut is not None and cut[0] == block + 1:
+                crossed = cut[1](tokens.reshape(*tokens.shape[:-2], -1))
+                tokens = crossed.reshape(tokens.shape)
         return self.norm(tokens[..., 0, :])
 
     def _tokens(self, parts: tuple[Part, ...]) -> list[jax.Array]:
