@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_health.attacks import rows
+from fedjax_health.attacks.line import Line, mean_and_direction, products
 from fedjax_health.core import trees
 from fedjax_health.core.types import (
     AttackContext,
@@ -34,34 +35,29 @@ Response = Callable[[jax.Array], jax.Array]
 
 
 def response_of(
-    stacked: Updates,
-    malicious: jax.Array,
-    context: AttackContext,
-    origin: Updates,
-    direction: Updates,
+    stacked: Updates, malicious: jax.Array, context: AttackContext, line: Line
 ) -> Response:
-    """Returns ``strength [] -> distance []`` of the aggregate from ``origin``.
+    """Returns ``strength [] -> distance []`` of the aggregate from the honest mean.
 
-    Attackers send ``origin + strength * direction``; the defence draws from the
+    Attackers send ``mean + strength * direction``; the defence draws from the
     attacker's key, the same in every trial.
 
     Args:
       stacked: leaves ``[cohort, ...]``, the honest messages.
       malicious: bool ``[cohort]``.
       context: holds the defence.
-      origin: float32, without the cohort axis.
-      direction: likewise.
+      line: the direction.
     """
     defence = context.defence
     if isinstance(defence, Defence) and defence.depends_on == "gram":
-        return _in_span(stacked, malicious, context, defence, origin, direction)
+        return _in_span(stacked, malicious, context, defence, line)
     if isinstance(defence, Defence) and defence.depends_on == "coordinates":
         key = jax.random.fold_in(context.key, 1)
-        stacked, origin, direction, counts = sampled_coordinates(
-            key, stacked, origin, direction
-        )
+        stacked, counts = sampled_coordinates(key, stacked)
     else:
         counts = [1.0] * len(jax.tree.leaves(stacked))
+    honest = rows.visible("honest", malicious, context)
+    origin, direction = mean_and_direction(stacked, honest, line)
 
     def distance(strength: jax.Array) -> jax.Array:
         message = rows.along(origin, strength, direction)
@@ -77,38 +73,43 @@ def response_of(
 
 
 def sampled_coordinates(
-    key: Key, stacked: Updates, *trees_: Updates
-) -> tuple[Any, ...]:
-    """Returns the same coordinates of several trees, as lists of flat leaves.
+    key: Key, stacked: Updates
+) -> tuple[list[jax.Array], list[float]]:
+    """Returns some coordinates of every leaf, ``[cohort, coordinates]`` each.
 
     Of a leaf with ``m`` coordinates short runs are taken, one at random from each of
     equal strata; with 65,536 coordinates or fewer in all, every coordinate.
 
     Returns:
-      ``(stacked, *trees_, counts)``; ``counts`` says how many coordinates each one of a
-      leaf's sample stands for.
+      ``(sample, counts)``; ``counts`` says how many coordinates each one of a leaf's
+      sample stands for.
     """
-    leaves = jax.tree.leaves(stacked)
-    others = [jax.tree.leaves(tree) for tree in trees_]
-    stride = math.ceil(sum(x[0].size for x in leaves) / SAMPLED)
-    taken: list[list[jax.Array]] = [[] for _ in range(1 + len(others))]
-    counts = []
+    leaves = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(stacked)]
+    stride = math.ceil(sum(x.shape[1] for x in leaves) / SAMPLED)
+    taken = []
     for number, x in enumerate(leaves):
-        flat = [x.reshape(x.shape[0], -1), *(o[number].reshape(1, -1) for o in others)]
-        size = flat[0].shape[1]
-        groups = size // (stride * _RUN)
+        groups = x.shape[1] // (stride * _RUN)
         if stride > 1 and groups > 0:
-            drawn = jax.random.uniform(jax.random.fold_in(key, number), (groups,))
-            step = size // groups
-            within = (drawn * (step - _RUN + 1)).astype(jnp.int32)
-            starts = jnp.minimum(jnp.arange(groups) * step + within, size - _RUN)
-            columns = (starts[:, None] + jnp.arange(_RUN)).reshape(-1)
-            flat = [jnp.take(f, columns, axis=1) for f in flat]
-        counts.append(size / flat[0].shape[1])
-        taken[0].append(flat[0])
-        for held, f in zip(taken[1:], flat[1:], strict=True):
-            held.append(f[0])
-    return (*taken, counts)
+            x = _runs(jax.random.fold_in(key, number), x, groups)
+        taken.append(x)
+    pairs = zip(leaves, taken, strict=True)
+    return taken, [x.shape[1] / part.shape[1] for x, part in pairs]
+
+
+def _runs(key: Key, x: jax.Array, groups: int) -> jax.Array:
+    size = x.shape[1]
+    drawn = jax.random.uniform(key, (groups,))
+    step = size // groups
+    within = (drawn * (step - _RUN + 1)).astype(jnp.int32)
+    starts = jnp.minimum(jnp.arange(groups) * step + within, size - _RUN)
+
+    # Copied run by run: a gather looks every single number up.
+    def copy(i: jax.Array, held: jax.Array) -> jax.Array:
+        run = jax.lax.dynamic_slice_in_dim(x, starts[i], _RUN, 1)
+        return jax.lax.dynamic_update_slice_in_dim(held, run, i * _RUN, 1)
+
+    empty = jnp.zeros((x.shape[0], groups * _RUN), x.dtype)
+    return jax.lax.fori_loop(0, groups, copy, empty)
 
 
 def _in_span(
@@ -116,8 +117,7 @@ def _in_span(
     malicious: jax.Array,
     context: AttackContext,
     defence: Defence,
-    origin: Updates,
-    direction: Updates,
+    line: Line,
 ) -> Response:
     honest = rows.visible("honest", malicious, context)
     # What the rule remembers or is told in the parameters' shape turns with the rows.
@@ -126,9 +126,7 @@ def _in_span(
         is_leaf=lambda tree: _like(tree, context.params),
     )
     turned = [i for i, tree in enumerate(kept) if _like(tree, context.params)]
-    gram = rows.gram_around(
-        stacked, honest, origin, direction, origin, *(kept[i] for i in turned)
-    )
+    gram = products(stacked, honest, line, *(kept[i] for i in turned))
     coordinates = embedding(gram)
     n = malicious.shape[0]
     to_direction, to_origin = coordinates[n], coordinates[n + 1]

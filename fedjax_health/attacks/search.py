@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_health.attacks import rows
+from fedjax_health.attacks.line import Line, message_at
 from fedjax_health.attacks.response import Response, response_of
-from fedjax_health.core import trees
 from fedjax_health.core.types import (
     AttackContext,
     Params,
@@ -77,16 +77,12 @@ def _forge(direction: str):
     def forge(
         stacked: Updates, malicious: jax.Array, state: State, context: AttackContext
     ) -> tuple[Updates, State]:
-        honest = rows.visible("honest", malicious, context)
-        mean = rows.mean_of(stacked, honest)
-        if direction == "alie":
-            away = rows.deviation_of(stacked, honest, mean, 1.0)
-            away = trees.scale(away, state["sign"])
-        else:
-            away = trees.scale(mean, -1.0)
-        response = response_of(stacked, malicious, context, mean, away)
+        line = Line(direction == "alie", state["sign"])
+        response = response_of(stacked, malicious, context, line)
         strength = strongest(response, state["limit"])
-        forged = rows.put(stacked, malicious, rows.along(mean, strength, away))
+        honest = rows.visible("honest", malicious, context)
+        message = message_at(stacked, honest, line, strength)
+        forged = rows.put(stacked, malicious, message)
         return forged, {**state, "strength": strength}
 
     return forge

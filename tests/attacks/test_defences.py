@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_health import aggregators, attacks
-from fedjax_health.attacks import response, rows
+from fedjax_health.attacks import response
+from fedjax_health.attacks.line import Line
 from fedjax_health.core.types import AggregationContext, Defence
 from tests.attacks import cases
 from tests.attacks.cases import MALICIOUS, D
@@ -67,14 +68,12 @@ def test_a_rule_turns_with_its_rows(build):
     rule = build()
     assert rule.depends_on == "gram"
     stacked, malicious = cases.tree(X), jnp.asarray(MALICIOUS)
-    origin = rows.mean_of(stacked, ~malicious)
-    direction = rows.deviation_of(stacked, ~malicious, origin, 1.0)
     strengths = jnp.array([0.1, 0.7, 3.0, 9.0])
 
     def distances(depends_on):
         known = cases.context(mask=EVERYONE, weights=np.ones(N, np.float32))
         known = known._replace(defence=defence_of(rule, depends_on))
-        trial = response.response_of(stacked, malicious, known, origin, direction)
+        trial = response.response_of(stacked, malicious, known, Line(True))
         return jax.jit(lambda s: jax.lax.map(trial, s))(strengths)
 
     np.testing.assert_allclose(
