@@ -17,6 +17,7 @@ from fedjax_health.audit.words import (
     defences_of,
     inversion_row,
     membership_row,
+    wire_rows,
 )
 from fedjax_health.config import Config, HospitalSim, load
 from fedjax_health.core import trees
@@ -26,6 +27,7 @@ from fedjax_health.engine.places import leaves_without
 from fedjax_health.engine.plan import check_plan
 from fedjax_health.evaluate.detector import DetectorFile, load_weights, read_detector
 from fedjax_health.evaluate.scoring import Weights
+from fedjax_health.evaluate.wire import wire_leakage
 from fedjax_health.privacy.accounting import Settings
 from fedjax_health.privacy.ledger import epsilon_after
 from fedjax_health.records import Progress, RunFolder, RunFolderError
@@ -150,6 +152,13 @@ def _audit(
     found, said = _inversions(settings, prepared, built, defences, progress, seed)
     rows += found
     absent += said
+    if config.split_learning is not None:
+        progress.on_message("reading what crosses the cut")
+    leakage = wire_leakage(
+        settings, prepared, built, weights, took_part=about.took_part, seed=seed
+    )
+    if leakage is not None:
+        rows += wire_rows(leakage)
     result = {
         "format": FORMAT,
         "seed": seed,
@@ -160,6 +169,7 @@ def _audit(
         "epsilon": epsilon,
         "rows": rows,
         "absent": absent,
+        "wire": leakage,
         "notes": notes,
     }
     records.write_json(paths.audit, result)

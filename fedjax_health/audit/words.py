@@ -237,6 +237,104 @@ def canary_row(epsilon: dict[str, Any], defences: Defences) -> dict[str, Any]:
     }
 
 
+def wire_rows(leakage: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of what crosses a cut.
+
+    Args:
+      leakage: from ``evaluate.wire.wire_leakage``.
+    """
+    rows = []
+    for border in leakage["borders"]:
+        read = border.get("read")
+        if read is None:
+            continue
+        sent, bare = read["sent"], read["bare"]
+        what = f"{border['carries']}, {border['of']}"
+        shared = {
+            "group": "wire",
+            "defence": ", ".join(border["steps"]) or NONE,
+            "failed": False,
+        }
+        if "decoder_error" in sent:
+            rows += _inputs_rows(what, sent, bare, leakage, shared)
+        else:
+            rows += _labels_rows(what, sent, bare, shared)
+    return rows
+
+
+def _inputs_rows(
+    what: str,
+    sent: dict[str, Any],
+    bare: dict[str, Any],
+    leakage: dict[str, Any],
+    shared: dict[str, Any],
+) -> list[dict[str, Any]]:
+    error, interval = sent["decoder_error"], sent["decoder_error_interval"]
+    meaning = "There are too few records to tell."
+    if error is not None:
+        meaning = (
+            f"The squared error is {error:.2f} of that of guessing each column's mean "
+            f"(over a bare wire {_two(bare['decoder_error'])}); 0 would be exact."
+        )
+    return [
+        {
+            **shared,
+            "attack": f"Decoder on smashed data ({what})",
+            "threat": "The server, or whoever reads its side of the wire, with "
+            f"{leakage['known']:,} training examples beside what they sent; tried on "
+            f"{leakage['held_out']:,} held-out examples.",
+            "figure": "decoder_error",
+            "value": error,
+            "interval": interval,
+            "guessing": 1.0,
+            "meaning": meaning,
+        },
+        {
+            **shared,
+            "attack": f"Dependence of smashed data on inputs ({what})",
+            "threat": "Nobody in particular: how much there is to be read, by whatever "
+            "means.",
+            "figure": "distance_correlation",
+            "value": sent["correlation"],
+            "interval": [None, None],
+            "guessing": sent["correlation_by_chance"],
+            "meaning": "1 is a copy. As many independent pairs give the value under "
+            f"guessing; over a bare wire it is {_two(bare['correlation'])}.",
+        },
+    ]
+
+
+def _labels_rows(
+    what: str, sent: dict[str, Any], bare: dict[str, Any], shared: dict[str, Any]
+) -> list[dict[str, Any]]:
+    kinds = (
+        ("norm", "Labels by the norm", "The server, which knows no label."),
+        (
+            "direction",
+            "Labels by the direction",
+            "The server, which knows half of the labels.",
+        ),
+    )
+    return [
+        {
+            **shared,
+            "attack": f"{title} of {what} (Li et al. 2022)",
+            "threat": threat,
+            "figure": "auroc",
+            "value": sent[name],
+            "interval": sent[f"{name}_interval"],
+            "guessing": 0.5,
+            "meaning": "The probability that a positive step or example outranks a "
+            f"negative one; over a bare wire {_two(bare[name])}.",
+        }
+        for name, title, threat in kinds
+    ]
+
+
+def _two(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
 def inversion_row(
     found: Inversion, defences: Defences, *, windows: bool
 ) -> dict[str, Any]:

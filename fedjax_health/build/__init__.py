@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         malicious_clients,
     )
     from fedjax_health.build.attacks import trigger_of
-    from fedjax_health.build.detector import build_loss, build_model
+    from fedjax_health.build.detector import build_cut, build_loss, build_model
     from fedjax_health.build.leaks import find_leaks, guess_columns
     from fedjax_health.build.plan import build_plan
     from fedjax_health.build.prepared import Prepared, prepare
@@ -35,6 +35,7 @@ __all__ = [
     "Built",
     "Prepared",
     "build",
+    "build_cut",
     "build_dataset",
     "build_evaluation_dataset",
     "build_loss",
@@ -60,6 +61,7 @@ _HOMES = {
     "Built": "algorithm",
     "Prepared": "prepared",
     "build": "algorithm",
+    "build_cut": "detector",
     "build_dataset": "sources",
     "build_evaluation_dataset": "sources",
     "build_loss": "detector",

@@ -1,6 +1,5 @@
 """A dataset is split, dealt out to clients, preprocessed and packed."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -75,34 +74,47 @@ def prepare(settings: Config, dataset: Dataset) -> Prepared:
     preprocessing = _fit(settings, parts.train)
     parts = Parts(*(apply_preprocessing(preprocessing, part) for part in parts))
 
-    def pack(part: Dataset, clients: slice) -> ClientStore:
-        return from_dataset(
-            part._replace(client_names=part.client_names[clients]),
-            window=window,
-            stride=settings.window.stride,
-            extra=_extra(settings, part),
-        )
-
     return Prepared(
         parts,
         split,
         preprocessing,
-        store=pack(parts.train, slice(population)),
+        store=pack(settings, parts.train, slice(population)),
         window=window,
         layout=input_layout(parts.train),
         root=None
         if cut is None
-        else _pack_root(pack, apply_preprocessing(preprocessing, cut.held)),
+        else _pack_root(settings, apply_preprocessing(preprocessing, cut.held)),
     )
 
 
-def _pack_root(
-    pack: Callable[[Dataset, slice], ClientStore], held: Dataset
+def pack(
+    settings: Config,
+    part: Dataset,
+    clients: slice = slice(None),
+    *,
+    stride: int | None = None,
 ) -> ClientStore:
+    """Packs a preprocessed part with all that the training loss reads.
+
+    Args:
+      settings: the configuration.
+      part: its rows.
+      clients: those that are packed; the others have no rows.
+      stride: rows between the starts of two windows; None for the configuration's.
+    """
+    return from_dataset(
+        part._replace(client_names=part.client_names[clients]),
+        window=settings.window.length if settings.window.length > 1 else None,
+        stride=stride or settings.window.stride,
+        extra=_extra(settings, part),
+    )
+
+
+def _pack_root(settings: Config, held: Dataset) -> ClientStore:
     """Packs the server's rows, which are scaled as those of the site they are from."""
     client = int(held.client[0])
     alone = held._replace(client=np.zeros(held.num_rows, np.int32))
-    return pack(alone, slice(client, client + 1))
+    return pack(settings, alone, slice(client, client + 1))
 
 
 def _fit(settings: Config, train: Dataset) -> Preprocessing:

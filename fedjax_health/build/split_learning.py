@@ -14,6 +14,7 @@ from fedjax_health.data.presence import present_modalities
 from fedjax_health.data.schema import last_rows
 from fedjax_health.engine.places import Parts, SplitTraining
 from fedjax_health.models import split as splits
+from fedjax_health.models.encoders import num_layers, width_at
 
 
 def model_split(settings: Config) -> models.Split | None:
@@ -61,13 +62,21 @@ class Cut(NamedTuple):
 
     Attributes:
       split: the cut with its steps.
-      cut: the encoder that is cut.
+      readers: all encoders, in the order of the modalities.
+      cut: the one that is cut.
       borders: all that crosses for one example in one visit.
     """
 
     split: models.Split
+    readers: tuple[splits.Reads, ...]
     cut: splits.Reads
     borders: tuple[splits.Border, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers of the embedding of the encoder that is cut."""
+        encoder = self.cut.encoder
+        return width_at(encoder, num_layers(encoder), self.cut.layout)
 
 
 def cut_of(
@@ -111,7 +120,7 @@ def cut_of(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Cut(split, cut, borders)
+    return Cut(split, tuple(readers), cut, borders)
 
 
 def split_training(settings: Config, found: Cut | None) -> SplitTraining | None:

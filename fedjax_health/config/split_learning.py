@@ -96,6 +96,7 @@ class SplitLearning(Record, frozen=True):
       cotangents: what is done to cotangents on the wire, in order.
       nopeek: weight of NoPeek in the loss, which lowers how much the activations that
         cross depend on the inputs; for a fusion.
+      leakage: whether a run ends with what can be read back from the wire.
     """
 
     modality: str | None = None
@@ -106,6 +107,7 @@ class SplitLearning(Record, frozen=True):
     activations: tuple[Activation, ...] = ()
     cotangents: tuple[Cotangent, ...] = ()
     nopeek: NonNegative = 0.0
+    leakage: bool = True
 
     def __post_init__(self):
         if self.client == "personal" and self.mode == "relay":

@@ -104,8 +104,11 @@ def check_split(split: Split, encoder: Encoder, *, owner: str) -> None:
         raise ValueError(
             f"{owner}: skip hands what the encoder reads past the cut: switch it off"
         )
-    inside = isinstance(encoder, TcnEncoder) and split.cut < encoder.levels
-    if inside and encoder.statistics:
+    if (
+        isinstance(encoder, TcnEncoder)
+        and encoder.statistics
+        and keeps_time(encoder, split.cut)
+    ):
         raise ValueError(
             f"{owner}: statistics of the window pass a cut between the levels of a TCN "
             "by: switch them off, or cut behind the last level"

@@ -21,11 +21,14 @@ _FIGURES = {
     "auroc": "AUROC",
     "epsilon_lower": "epsilon, at least",
     "correlation": "correlation",
+    "decoder_error": "squared error, the mean's is 1",
+    "distance_correlation": "distance correlation",
 }
 _TITLES = {
     "membership": "Membership inference",
     "canaries": "Canaries and epsilon",
     "inversion": "Gradient inversion",
+    "wire": "The wire of split learning",
 }
 _LEADS = {
     "membership": (
@@ -43,6 +46,11 @@ _LEADS = {
         "and reconstructed values, standardised; guessing stands for other examples of "
         "the same labels. Messages of several local steps are harder to invert than "
         "those of the single step that is attacked here."
+    ),
+    "wire": (
+        "What can be read back from what crosses the cut, as the trained detector "
+        "sends it in training? Of the decoder's error less is worse for the patient, "
+        "of the other figures more. The run's report has the table of borders."
     ),
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from fedjax_health.report import findings, tables
+from fedjax_health.report import findings, tables, wire
 from fedjax_health.report.findings import Finding
 from fedjax_health.report.nouns import ATTACKS, nouns_of
 from fedjax_health.report.privacy import is_told, paragraphs
@@ -161,6 +161,20 @@ def _privacy(view: View, figures: frozenset[str]) -> Section | None:
         paragraphs(view),
         drawings=_drawings(captions, figures),
         tables=tuple(table for table in found if table is not None),
+    )
+
+
+def _wire(view: View, _: frozenset[str]) -> Section | None:
+    table = tables.borders(view)
+    if table is None:
+        return None
+    found = (table, tables.read_back(view))
+    return Section(
+        "wire",
+        "What crosses the cut",
+        wire.paragraphs(view),
+        findings=wire.answers(view),
+        tables=tuple(one for one in found if one is not None),
     )
 
 
@@ -379,6 +393,7 @@ _ORDER: tuple[Builder, ...] = (
     _metrics,
     _training,
     _privacy,
+    _wire,
     _ranking,
     _calibration,
     _clients,

@@ -24,6 +24,7 @@ from fedjax_health.evaluate.backdoor import attack_success
 from fedjax_health.evaluate.detector import DetectorFile, save_detector
 from fedjax_health.evaluate.frame import parquet_bytes, score_frame
 from fedjax_health.evaluate.scoring import Weights, build_part_reader
+from fedjax_health.evaluate.wire import wire_leakage
 from fedjax_health.metrics import host
 from fedjax_health.metrics.figures import figures
 from fedjax_health.metrics.summary import METRICS, Scored, evaluate_scores
@@ -122,6 +123,9 @@ def finish(
     on_the_wire = wire_privacy(config, run.prepared.store, rounds)
     if on_the_wire is not None:
         result["wire_privacy"] = on_the_wire
+    leaks = _wire_leakage(run, best.view)
+    if leaks is not None:
+        result["wire_leakage"] = leaks
     held_out = parts.train.num_clients - run.prepared.store.num_clients
     if held_out:
         result["held_out_clients"] = held_out
@@ -138,6 +142,21 @@ def finish(
     # Last: with it the run is complete.
     records.write_json(paths.result, result)
     return with_folder(result, paths)
+
+
+def _wire_leakage(run: Run, weights: Weights) -> dict[str, Any] | None:
+    """Returns what the wire of a split model shows; None where nobody asks for it."""
+    split = run.config.split_learning
+    if split is None or not split.leakage:
+        return None
+    return wire_leakage(
+        run.config,
+        run.prepared,
+        run.built,
+        weights,
+        took_part=_took_part(run, weights),
+        seed=run.config.seed,
+    )
 
 
 def with_folder(result: dict[str, Any], paths: RunFolder) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def test_a_split_run_ends_with_its_bytes(tmp_path, mode):
         'split_learning.activations=[{kind="clip"},{kind="noise"}]',
         'split_learning.cotangents=[{kind="marvell"}]',
         "split_learning.nopeek=0.1",
+        "split_learning.leakage=false",
     )
     result = training.train(chosen, tmp_path / "run", SILENT)
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -156,7 +157,8 @@ def test_the_wire_says_what_it_protects_and_what_not(tmp_path):
         "local.epochs=3",
     )
     training.train(chosen, tmp_path / "run", SILENT)
-    told = json.loads((tmp_path / "run" / "result.json").read_text())["wire_privacy"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    told = result["wire_privacy"]
     assert told["crossings"] == 3 * 2
     expected = wire_epsilon([20.0], 6, 1e-5)
     assert told["epsilon_activations"] == pytest.approx(expected, rel=1e-6)
@@ -168,3 +170,15 @@ def test_the_wire_says_what_it_protects_and_what_not(tmp_path):
     assert "example on the wire" in page
     assert "times that an example crosses" in page
     assert "across the cut to the server" in page
+    borders = result["wire_leakage"]["borders"]
+    assert [border["up"] for border in borders] == [True, False, True, False]
+    # Noise of twenty times the clip leaves nothing to read; the bare wire shows much.
+    read = borders[0]["read"]
+    assert read["sent"]["decoder_error"] > 0.9 > 0.5 > read["bare"]["decoder_error"]
+    labels = borders[2]["read"]
+    assert labels["sent"] == labels["bare"]
+    assert labels["sent"]["direction"] > 0.8
+    text = page.split('<section id="wire">')[1].split("</section>")[0]
+    assert "hardly anything of the records" in text
+    assert "1: hospital to server" in text
+    assert "6: server to hospital" in text

@@ -28,6 +28,7 @@ from fedjax_health.report.tables.privacy import (
     guarantees,
     secure_sums,
 )
+from fedjax_health.report.tables.wire import borders, read_back
 
 __all__ = [
     "CLIENTS",
@@ -36,6 +37,7 @@ __all__ = [
     "alarm_counts",
     "attacks",
     "backdoor",
+    "borders",
     "cards",
     "clients",
     "communication",
@@ -49,6 +51,7 @@ __all__ = [
     "leak_columns",
     "metrics",
     "patterns",
+    "read_back",
     "secure_sums",
     "spread",
 ]

@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fedjax_health.audit.wire import (
+from fedjax_health.metrics.wire import (
     MOST_RECORDS,
     decoder_inversion,
     input_correlation,
     label_leak,
+    label_leak_intervals,
 )
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def error_of(*arguments, **named):
+    return decoder_inversion(*arguments, **named).error
 
 
 @pytest.fixture
@@ -72,45 +77,43 @@ def test_labels_too_few_are_not_ranked():
 def test_decoder_undoes_a_linear_map_and_a_bent_one():
     x = normal(400, 2, 2) * [1.0, 100.0] + 7
     mixed = x.reshape(400, 4) @ (normal(4, 6, seed=3) / [[1], [100], [1], [100]])
-    assert decoder_inversion(x, mixed, steps=5) < 1e-4
+    assert error_of(x, mixed, steps=5) < 1e-4
     # An even function of what arrives: ridge finds nothing of it, the perceptron does.
     angle = np.random.default_rng(4).uniform(-1, 1, (400, 1))
     bent = np.abs(angle), angle + normal(400, 1, seed=5) * 1e-3
-    assert decoder_inversion(*bent, hidden=16) < 0.1
+    assert error_of(*bent, hidden=16) < 0.1
 
 
 def test_decoder_error_is_the_share_of_what_is_hidden():
     x = normal(4000, 2)
     # One column arrives, the other does not.
-    assert decoder_inversion(x, x[:, :1], steps=5) == pytest.approx(0.5, abs=0.03)
+    assert error_of(x, x[:, :1], steps=5) == pytest.approx(0.5, abs=0.03)
     # Noise of the same variance: half of the variance stays unexplained.
     sent = x + normal(4000, 2, seed=8)
-    assert decoder_inversion(x, sent, steps=5) == pytest.approx(0.5, abs=0.04)
+    assert error_of(x, sent, steps=5) == pytest.approx(0.5, abs=0.04)
 
 
 def test_decoder_learns_nothing_from_nothing():
     x = normal(400, 3)
-    assert decoder_inversion(x, normal(400, 5, seed=9)) == pytest.approx(1, abs=0.1)
-    assert decoder_inversion(x, np.full((400, 5), 0.1)) == pytest.approx(1, abs=0.02)
+    assert error_of(x, normal(400, 5, seed=9)) == pytest.approx(1, abs=0.1)
+    assert error_of(x, np.full((400, 5), 0.1)) == pytest.approx(1, abs=0.02)
     # More columns than records, and the records held out are not learned.
-    wide = decoder_inversion(x[:40], normal(40, 200, seed=9))
+    wide = error_of(x[:40], normal(40, 200, seed=9))
     assert 0.7 < wide < 1.6
 
 
 def test_decoder_leaves_out_columns_that_do_not_vary():
     x = normal(100, 3)
     more = np.concatenate([x, np.full((100, 2), 1e6), np.zeros((100, 1))], axis=1)
-    plain = decoder_inversion(x, x, steps=5)
-    assert decoder_inversion(more, x, steps=5) == pytest.approx(plain)
-    assert decoder_inversion(x, more, steps=5) < 1e-4
-    assert decoder_inversion(x, np.zeros((100, 0)), steps=5) == pytest.approx(
-        1, abs=0.1
-    )
-    assert decoder_inversion(np.full((100, 2), 0.1), x) == 1
-    assert math.isnan(decoder_inversion(x[:5], x[:5]))
-    assert math.isnan(decoder_inversion(x[:100], x[:100], share=0.01))
+    plain = error_of(x, x, steps=5)
+    assert error_of(more, x, steps=5) == pytest.approx(plain)
+    assert error_of(x, more, steps=5) < 1e-4
+    assert error_of(x, np.zeros((100, 0)), steps=5) == pytest.approx(1, abs=0.1)
+    assert error_of(np.full((100, 2), 0.1), x) == 1
+    assert math.isnan(error_of(x[:5], x[:5]))
+    assert math.isnan(error_of(x[:100], x[:100], share=0.01))
     noisy = x + normal(100, 3, seed=2)
-    draws = [decoder_inversion(x, noisy, seed=s, steps=5) for s in (0, 1, 0)]
+    draws = [error_of(x, noisy, seed=s, steps=5) for s in (0, 1, 0)]
     assert draws[0] == draws[2] != draws[1]
 
 
@@ -155,3 +158,37 @@ def test_correlation_at_its_ends():
 def test_what_does_not_fit_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call(np.ones((10, 2)))
+
+
+def test_a_decoder_learns_from_the_known_records_alone():
+    """The known half says nothing of the map that the other half went through."""
+    x = normal(400, 2)
+    known = np.arange(400) < 200
+    sent = np.where(known[:, None], normal(400, 2, seed=3), x)
+    assert error_of(x, sent, known=known, steps=5) > 0.9
+    assert error_of(x, np.where(known[:, None], x, sent), known=known, steps=5) < 1e-3
+    with pytest.raises(ValueError, match="known"):
+        decoder_inversion(x, sent, known=known[:5])
+
+
+def test_intervals_hold_the_figures_and_shrink_with_the_groups(labels):
+    x = normal(400, 2)
+    found = decoder_inversion(x, x + normal(400, 2, seed=8), steps=5)
+    low, high = found.interval
+    assert low < found.error < high
+    groups = np.arange(400)
+    # Of four copies of a row the interval is that of the row, if they stay together.
+    once = label_leak_intervals(normal(400, 3), labels, groups)
+    four = label_leak_intervals(
+        np.repeat(normal(400, 3), 4, axis=0),
+        np.repeat(labels, 4),
+        np.repeat(groups, 4),
+    )
+    np.testing.assert_allclose(once[0], four[0], atol=1e-9)
+    alone = label_leak_intervals(
+        np.repeat(normal(400, 3), 4, axis=0), np.repeat(labels, 4), np.arange(1600)
+    )
+    assert np.ptp(alone[0]) < 0.8 * np.ptp(four[0])
+    low, high = label_leak_intervals(normal(9, 2), np.zeros(9), np.arange(9))[0]
+    assert math.isnan(low)
+    assert math.isnan(high)

@@ -27,6 +27,8 @@ from fedjax_health.metrics import host
 
 # Records of a distance correlation: it takes the square of their number.
 MOST_RECORDS = 1000
+# Of an interval.
+RESAMPLES = 200
 LEARNING_RATE = 0.01
 _BATCH = 256
 # Of the mean square of a standardised column.
@@ -81,20 +83,72 @@ def label_leak(
             f"labels {labels.shape} must be one for each of {len(flat)} cotangents"
         )
     positive = labels > 0.5
-    return LabelLeak(_norm_leak(flat, positive), _direction_leak(flat, positive, seed))
+    area = _area(np.linalg.norm(flat, axis=1), positive)
+    return LabelLeak(max(area, 1 - area), _area(*_projected(flat, positive, seed)[:2]))
 
 
-def _norm_leak(flat: np.ndarray, positive: np.ndarray) -> float:
+def label_leak_intervals(
+    cotangents: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Returns 95 % intervals of ``label_leak``, the norm's and the direction's.
+
+    Groups of rows are resampled; which class has the longer cotangents, and the
+    direction, stay as all rows have them.
+
+    Args:
+      cotangents: as in ``label_leak``.
+      labels: as in ``label_leak``.
+      groups: int ``[n]``, rows that are resampled together.
+      seed: of the halves and the resamples.
+
+    Returns:
+      (low, high) of both; NaN where the figure is, or no resample has both classes.
+    """
+    flat, positive = _flat("cotangents", cotangents), np.asarray(labels) > 0.5
+    norms = np.linalg.norm(flat, axis=1)
+    if _area(norms, positive) < 0.5:
+        norms = -norms
+    scores, flags, rows = _projected(flat, positive, seed)
+    groups = np.asarray(groups)
+    return (
+        _resampled(norms, positive, groups, seed),
+        _resampled(scores, flags, groups[rows], seed),
+    )
+
+
+def _resampled(
+    scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, seed: int
+) -> tuple[float, float]:
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    rng = np.random.default_rng([seed, 2])
+    found = []
+    for _ in range(RESAMPLES if len(scores) else 0):
+        drawn = rng.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in drawn])
+        found.append(_area(scores[rows], positive[rows]))
+    known = [area for area in found if not math.isnan(area)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.quantile(known, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _area(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the area under the ROC curve; NaN with one class."""
     if len(np.unique(positive)) < 2:
         return math.nan
-    area = host.auroc(np.linalg.norm(flat, axis=1), positive)
-    return max(area, 1 - area)
+    return host.auroc(scores, positive)
 
 
-def _direction_leak(flat: np.ndarray, positive: np.ndarray, seed: int) -> float:
+def _projected(
+    flat: np.ndarray, positive: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns scores, classes and numbers of the rows whose labels are not known."""
     classes = [np.flatnonzero(positive), np.flatnonzero(~positive)]
     if min(len(rows) for rows in classes) < 2:
-        return math.nan
+        nothing = np.zeros(0, np.int64)
+        return np.zeros(0), nothing.astype(bool), nothing
     rng = np.random.default_rng(seed)
     # Without what all share: rounding must not rank rows that are alike.
     flat = flat - flat[0]
@@ -105,18 +159,32 @@ def _direction_leak(flat: np.ndarray, positive: np.ndarray, seed: int) -> float:
         means.append(flat[rows[:half]].mean(axis=0))
         others.append(rows[half:])
     scored = np.concatenate(others)
-    return host.auroc(flat[scored] @ (means[0] - means[1]), positive[scored])
+    return flat[scored] @ (means[0] - means[1]), positive[scored], scored
+
+
+class Decoded(NamedTuple):
+    """How far a decoder is off.
+
+    Attributes:
+      error: squared error over that of guessing each column's mean.
+      interval: its 95 % interval, by resampling groups of held-out records.
+    """
+
+    error: float
+    interval: tuple[float, float]
 
 
 def decoder_inversion(
     inputs: np.ndarray,
     smashed: np.ndarray,
     *,
+    known: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     seed: int = 0,
     share: float = 0.5,
     steps: int = 500,
     hidden: int = 64,
-) -> float:
+) -> Decoded:
     """Returns the error with which a decoder turns smashed data back into inputs.
 
     The receiver knows a share of the records and learns from these pairs alone: ridge
@@ -127,20 +195,23 @@ def decoder_inversion(
     that. Columns count alike, in units of their deviation; those that do not vary
     are left out.
 
-    Records are drawn at random: where neighbours are much alike (overlapping windows,
-    one patient's rows), give each only once, or the decoder has seen what it is asked.
+    Which records are known is drawn at random unless it is given: where neighbours are
+    much alike (overlapping windows, one patient's rows), give each only once, or the
+    decoder has seen what it is asked.
 
     Args:
       inputs: ``[n, ...]``, one record a row.
       smashed: ``[n, ...]``, of the same records.
-      seed: of the draw and of the perceptron.
+      known: bool ``[n]``, which records the receiver knows; None draws a share.
+      groups: int ``[n]``, records that are resampled together; None for each alone.
+      seed: of the draw, the perceptron and the resamples.
       share: of the records that are known, in (0, 1).
       steps: of Adam, 1 or more, on 256 records each.
       hidden: width of the perceptron, 1 or more.
 
     Returns:
-      The relative mean squared error; 1 where no input varies; NaN with fewer than four
-      known records or two held out.
+      The relative mean squared error: 1 where no input varies; NaN with fewer than
+      four known records or two held out.
 
     Raises:
       ValueError: for numbers out of range, shapes that do not fit, or values that are
@@ -151,14 +222,49 @@ def decoder_inversion(
     if steps < 1 or hidden < 1:
         raise ValueError(f"steps={steps}, hidden={hidden}: each must be 1 or more")
     x, z = _pair(inputs, smashed)
-    known = round(share * len(x))
-    if known < _LEAST_KNOWN or len(x) - known < _LEAST_HELD_OUT:
-        return math.nan
+    if known is not None and np.shape(known) != (len(x),):
+        raise ValueError(f"known {np.shape(known)} must be one for each of {len(x)}")
     order = np.random.default_rng(seed).permutation(len(x))
-    x, z = (_standardised(rows[order], known) for rows in (x, z))
-    truth = x[known:]
+    if known is None:
+        count = round(share * len(x))
+    else:
+        flags = np.asarray(known, bool)
+        count = int(flags.sum())
+        order = np.concatenate([order[flags[order]], order[~flags[order]]])
+    if count < _LEAST_KNOWN or len(x) - count < _LEAST_HELD_OUT:
+        return Decoded(math.nan, (math.nan, math.nan))
+    x, z = (_standardised(rows[order], count) for rows in (x, z))
+    truth = x[count:]
     if not np.any(truth):
-        return 1.0
+        return Decoded(1.0, (1.0, 1.0))
+    guess = _best_guess(x, z, count, seed=seed, steps=steps, hidden=hidden)
+    of = np.arange(len(x)) if groups is None else np.asarray(groups)
+    return _ratio(
+        np.sum((guess - truth) ** 2, axis=1),
+        np.sum(truth**2, axis=1),
+        of[order[count:]],
+        seed,
+    )
+
+
+def _ratio(
+    errors: np.ndarray, squares: np.ndarray, groups: np.ndarray, seed: int
+) -> Decoded:
+    """Returns the ratio of two sums, and how far it moves with the groups."""
+    number = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    top, bottom = (np.bincount(number, weights=rows) for rows in (errors, squares))
+    rng = np.random.default_rng([seed, 1])
+    drawn = rng.integers(len(top), size=(RESAMPLES, len(top)))
+    below = bottom[drawn].sum(axis=1)
+    found = top[drawn].sum(axis=1)[below > 0] / below[below > 0]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return Decoded(float(top.sum() / bottom.sum()), (float(low), float(high)))
+
+
+def _best_guess(
+    x: np.ndarray, z: np.ndarray, known: int, *, seed: int, steps: int, hidden: int
+) -> np.ndarray:
+    """Returns what the better decoder makes of the rows after the known ones."""
     fit = known - max(1, known // 5)
     penalty, ridge_error = _best_penalty(x[:known], z[:known], fit)
     weights, error = _perceptron(
@@ -169,10 +275,8 @@ def decoder_inversion(
         hidden=hidden,
     )
     if float(error) < ridge_error:
-        guess = np.asarray(_decode(weights, jnp.asarray(z[known:], jnp.float32)))
-    else:
-        guess = z[known:] @ _ridge(z[:known], x[:known], penalty)
-    return float(np.sum((guess - truth) ** 2) / np.sum(truth**2))
+        return np.asarray(_decode(weights, jnp.asarray(z[known:], jnp.float32)))
+    return z[known:] @ _ridge(z[:known], x[:known], penalty)
 
 
 def input_correlation(
