@@ -1,12 +1,11 @@
 """Rules that reduce each coordinate by itself, in blocks of columns.
 
-Order statistics come from a selection network: Batcher's odd-even merge sort, pruned to
-what the wanted ranks need, written out as minima and maxima of whole rows of a block.
-It costs one or two reads of the updates where a sort along the client axis costs
-hundreds. A network has its ranks built in, so it serves while every row is there and
-finite; it says itself, by a NaN, if one is not. Then, and for cohorts beyond the
-network's reach, the rows of a block are sorted by a bitonic network over whole arrays
-with what does not count sorted to the end, and ranks are looked up in what is there.
+Order statistics come from a selection network (``core.ranks``), which costs one or two
+reads of the updates where a sort along the client axis costs hundreds. A network has
+its ranks built in, so it serves while every row is there and finite; it says itself, by
+a NaN, if one is not. Then, and for cohorts beyond the network's reach, the rows of a
+block are sorted by a bitonic network over whole arrays with what does not count sorted
+to the end, and ranks are looked up in what is there.
 """
 
 import functools
@@ -57,61 +56,6 @@ class CoordinateKernel(NamedTuple):
     malicious: int | None = None
     reach: int = 64
     choose: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-
-
-class _Comparison(NamedTuple):
-    """Two places of a network, and which of the smaller and the larger is needed."""
-
-    low: int
-    high: int
-    smaller: bool
-    larger: bool
-
-
-@functools.cache
-def _network(size: int, ranks: tuple[int, ...]) -> tuple[_Comparison, ...]:
-    """Returns the comparisons that bring the wanted ranks to their places.
-
-    K. E. Batcher, 1968, "Sorting networks and their applications": odd-even merge sort
-    for any number of rows; comparisons that no wanted rank depends on are left out.
-    """
-    pairs = []
-    p = 1
-    while p < size:
-        k = p
-        while k >= 1:
-            for j in range(k % p, size - k, 2 * k):
-                for i in range(min(k, size - j - k)):
-                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
-                        pairs.append((i + j, i + j + k))
-            k //= 2
-        p *= 2
-    needed = set(ranks)
-    kept = []
-    for low, high in reversed(pairs):
-        smaller, larger = low in needed, high in needed
-        if smaller or larger:
-            kept.append(_Comparison(low, high, smaller, larger))
-            needed |= {low, high}
-    return tuple(reversed(kept))
-
-
-def ordered_rows(rows: Sequence[jax.Array], ranks: Sequence[int]) -> list[jax.Array]:
-    """Returns the values of these ranks (0 is the smallest), coordinate by coordinate.
-
-    Args:
-      rows: one array for each client, without NaN.
-      ranks: static.
-    """
-    held = list(rows)
-    for step in _network(len(held), tuple(ranks)):
-        a, b = held[step.low], held[step.high]
-        # As selections: minima that must pass NaN on are several instructions each.
-        if step.smaller:
-            held[step.low] = jnp.where(a < b, a, b)
-        if step.larger:
-            held[step.high] = jnp.where(a < b, b, a)
-    return [held[rank] for rank in ranks]
 
 
 def added(terms: Sequence[jax.Array]) -> jax.Array:

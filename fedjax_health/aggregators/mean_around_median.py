@@ -10,12 +10,12 @@ from fedjax_health.aggregators.coordinates import (
     CoordinateKernel,
     added,
     coordinate_update,
-    ordered_rows,
     sorted_median,
     sorted_rows,
 )
 from fedjax_health.aggregators.rows import check_majority, check_malicious, no_state
 from fedjax_health.core.message import Message
+from fedjax_health.core.ranks import ordered_rows
 from fedjax_health.core.types import Aggregator, State
 
 

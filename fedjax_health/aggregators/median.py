@@ -8,11 +8,11 @@ import jax
 from fedjax_health.aggregators.coordinates import (
     CoordinateKernel,
     coordinate_update,
-    ordered_rows,
     sorted_median,
     sorted_rows,
 )
 from fedjax_health.aggregators.rows import accept_any, no_state
+from fedjax_health.core.ranks import ordered_rows
 from fedjax_health.core.types import Aggregator, State
 
 
@@ -46,4 +46,4 @@ def median() -> Aggregator:
     clean data of unequal clients. Nothing is traced.
     """
     update = coordinate_update(_KERNEL)
-    return Aggregator(no_state, update, accept_any, False, "coordinates", _KERNEL)
+    return Aggregator(no_state, update, accept_any, False, "median", _KERNEL)

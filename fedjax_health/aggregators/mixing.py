@@ -320,7 +320,8 @@ def _pipeline_update(kernels: tuple[MixingKernel, ...], rule: Aggregator):
     if isinstance(kernel, CoordinateKernel):
         needs = _joint_needs(kernels, "gram" if kernel.choose else "nothing")
         update = coordinate_update(kernel, _composed(kernels, needs), needs)
-        blind = needs == "nothing" and rule.depends_on == "coordinates"
+        alone = rule.depends_on in ("coordinates", "median")
+        blind = needs == "nothing" and alone
         return update, "coordinates" if blind else "rows"
     return _generic_update(kernels, rule.update), "rows"
 

@@ -1,9 +1,10 @@
 """How far a defence lets a forged message move the aggregate, tried many times.
 
-Three ways, by what the rule depends on (``Aggregator.depends_on``). A rule of inner
-products commutes with isometries: the messages, the honest mean and the direction are
-laid into a space of as many dimensions as there are rows, where every trial costs next
-to nothing. A rule of single coordinates is tried on a sample of them. Any other rule is
+By what the rule depends on (``Aggregator.depends_on``). A rule of inner products
+commutes with isometries: the messages, the honest mean and the direction are laid into
+a space of as many dimensions as there are rows, where every trial costs next to
+nothing. A rule of single coordinates is tried on a sample of them; if it is the median,
+a trial looks up where the forged value falls between two honest ones. Any other rule is
 tried on the messages themselves.
 """
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from fedjax_health.attacks import rows
 from fedjax_health.attacks.line import Line, mean_and_direction, products
 from fedjax_health.core import trees
+from fedjax_health.core.ranks import ordered_rows
 from fedjax_health.core.types import (
     AttackContext,
     Defence,
@@ -27,6 +29,9 @@ from fedjax_health.core.types import (
 
 # Coordinates on which a rule of single coordinates is tried; all where there are fewer.
 SAMPLED = 65_536
+
+# Rows up to which their median comes from a selection network.
+_NETWORK = 64
 
 # Neighbours that are sampled together: what the cache fetches at once.
 _RUN = 128
@@ -51,7 +56,8 @@ def response_of(
     defence = context.defence
     if isinstance(defence, Defence) and defence.depends_on == "gram":
         return _in_span(stacked, malicious, context, defence, line)
-    if isinstance(defence, Defence) and defence.depends_on == "coordinates":
+    alone = ("coordinates", "median")
+    if isinstance(defence, Defence) and defence.depends_on in alone:
         key = jax.random.fold_in(context.key, 1)
         stacked, counts = sampled_coordinates(key, stacked)
     else:
@@ -62,14 +68,58 @@ def response_of(
     def distance(strength: jax.Array) -> jax.Array:
         message = rows.along(origin, strength, direction)
         aggregate = defence(rows.put(stacked, malicious, message), context.key)
-        moved = jax.tree.leaves(trees.subtract(aggregate, origin))
-        squares = (
-            count * trees.squared_norm(leaf)
-            for count, leaf in zip(counts, moved, strict=True)
-        )
-        return jnp.sqrt(sum(squares, jnp.float32(0)))
+        return _length(trees.subtract(aggregate, origin), counts)
 
+    few = malicious.shape[0] <= _NETWORK
+    if few and isinstance(defence, Defence) and defence.depends_on == "median":
+        pair = origin, direction
+        return _of_median(stacked, malicious, defence, pair, counts, distance)
     return distance
+
+
+def _length(tree: Updates, counts: list[float]) -> jax.Array:
+    """Returns the norm of a tree of which each number stands for so many."""
+    leaves = zip(counts, jax.tree.leaves(tree), strict=True)
+    squares = (count * trees.squared_norm(leaf) for count, leaf in leaves)
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def _of_median(
+    stacked: list[jax.Array],
+    malicious: jax.Array,
+    defence: Defence,
+    pair: tuple[list[jax.Array], list[jax.Array]],
+    counts: list[float],
+    plainly: Response,
+) -> Response:
+    """Returns the response of the median, from order statistics of the honest rows.
+
+    Of f equal values v among honest ones, the value of a rank is v, clipped to the
+    rank's value with v below all of them and with v above them. That holds where every
+    row is there and finite; ``plainly`` serves elsewhere.
+    """
+    n = malicious.shape[0]
+    ranks = (n - 1) // 2, n // 2
+
+    def ordered(x: jax.Array, forged: float) -> list[jax.Array]:
+        each = [jnp.where(malicious[i], forged, x[i]) for i in range(n)]
+        return ordered_rows([row.astype(jnp.float32) for row in each], ranks)
+
+    infinite = float("inf")
+    bounds = [(ordered(x, -infinite), ordered(x, infinite)) for x in stacked]
+    sizes = [jnp.sum(jnp.where(malicious[:, None], 0.0, x)) for x in stacked]
+    every = jnp.all(defence.weights > 0) & jnp.isfinite(sum(sizes, jnp.float32(0)))
+    origin, direction = pair
+
+    def quickly(strength: jax.Array) -> jax.Array:
+        moved = []
+        for (low, high), start, away in zip(bounds, origin, direction, strict=True):
+            forged = start + strength * away
+            middle = [jnp.clip(forged, *ends) for ends in zip(low, high, strict=True)]
+            moved.append(0.5 * (middle[0] + middle[1]) - start)
+        return _length(moved, counts)
+
+    return lambda strength: jax.lax.cond(every, quickly, plainly, strength)
 
 
 def sampled_coordinates(

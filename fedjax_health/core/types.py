@@ -454,7 +454,9 @@ class Aggregator(NamedTuple):
         those with the state's and the context's trees of the parameters' shape) alone,
         so that rows turned by an isometry give the aggregate turned by it.
         "coordinates": each coordinate of the result on that coordinate of the rows
-        alone, without state or context. "rows": neither is promised.
+        alone, without state or context. "median": it is the median of each coordinate
+        of the rows that are present, those in the middle averaged. "rows": nothing is
+        promised.
       kernel: the rule's inner half (``aggregators.gram.GramKernel`` or
         ``aggregators.coordinates.CoordinateKernel``), by which ``pipeline`` composes it
         with mixings without holding what they make; None for a rule without one.
@@ -466,7 +468,7 @@ class Aggregator(NamedTuple):
     update: Callable[..., tuple[Updates, State, Metrics]]
     check: Callable[[Message, int], Message]
     linear: bool
-    depends_on: Literal["gram", "coordinates", "rows"] = "rows"
+    depends_on: Literal["gram", "coordinates", "median", "rows"] = "rows"
     kernel: Any = None
     secure: Secure | None = None
 

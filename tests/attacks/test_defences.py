@@ -81,6 +81,41 @@ def test_a_rule_turns_with_its_rows(build):
     )
 
 
+@pytest.mark.parametrize(
+    ("n", "absent", "bad"),
+    [
+        (8, (), 1),
+        pytest.param(7, (), 1, marks=slow),
+        (8, (6,), 1),
+        pytest.param(8, (), np.nan, marks=slow),
+    ],
+)
+def test_a_median_is_tried_between_two_honest_values(n, absent, bad):
+    """Absent rows and rows that are not finite change the ranks: the plain path."""
+    x = cases.messages(13, n=n)
+    x[3, 2] *= bad
+    present = ~np.isin(np.arange(n), absent)
+    weights = present.astype(np.float32)
+    malicious = jnp.arange(n) < 3
+    sent = AggregationContext(jnp.arange(n), jnp.asarray(present), jnp.int32(0), None)
+    rule = aggregators.median()
+
+    def distances(depends_on):
+        defence = Defence(rule.update, jnp.asarray(weights), (), sent, depends_on)
+        mask = present & np.isfinite(x).all(axis=1)
+        known = cases.context(mask=mask, weights=weights, ids=np.arange(n))
+        known = known._replace(defence=defence)
+        trial = response.response_of(cases.tree(x), malicious, known, Line(True))
+        return jax.jit(lambda s: jax.lax.map(trial, s))(
+            jnp.array([0.0, 0.3, 1.0, 2.5, 60.0])
+        )
+
+    wanted = distances("rows")
+    np.testing.assert_allclose(distances("median"), wanted, rtol=1e-5, atol=1e-6)
+    assert rule.depends_on == "median"
+    assert 0 < wanted[1] < wanted[-1]
+
+
 def test_the_search_goes_as_far_as_krum_lets_it():
     attack = attacks.optimized()
     known = cases.context(mask=EVERYONE, weights=np.ones(N, np.float32))

@@ -222,6 +222,11 @@ def test_a_sample_of_coordinates_stands_for_all_of_them():
         for c, part in zip(counts, sampled, strict=True)
     )
     assert estimate == pytest.approx(float(trees.squared_norm(origin)), rel=0.05)
+    places = jnp.broadcast_to(jnp.arange(150_000.0), (4, 150_000))
+    (runs,), _ = response.sampled_coordinates(key, [places])
+    runs = np.asarray(runs[0]).reshape(-1, 128)
+    np.testing.assert_array_equal(np.diff(runs, axis=1), 1)
+    assert np.all(np.diff(runs[:, 0]) >= 128)
     again = response.sampled_coordinates(jax.random.key(4), stacked)[0]
     assert not np.array_equal(again[0], sampled[0])
     few = jax.tree.map(lambda x: x[:, :3], stacked)
