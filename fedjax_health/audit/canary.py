@@ -235,6 +235,7 @@ def run_canaries(
         plan,
         data_attack=built.plan.data_attack,
         root_batches=built.plan.root_batches,
+        parts=built.plan.parts,
         local=dataclasses.replace(
             plan.local, algorithm=_with_canaries(plan.local.algorithm, places, signs)
         ),
@@ -286,6 +287,9 @@ def run_canaries(
                 index=np.where(mask, store.offsets[of], 0).astype(np.int32),
                 arrays=examples,
             ),
+            part_shares=None
+            if built.part_shares is None
+            else _shares(built.part_shares, ids, honest, mask),
         )
         sign = _signs(signs, state.shared["algorithm"]["round"], canaries)
         state, metrics = algorithm.step(state, cohort)
@@ -293,6 +297,14 @@ def run_canaries(
             scores += np.asarray(sign) * np.asarray(read(state.server.last), float)
         progress.on_round(round=round + 1, loss=float(metrics["loss"]))
     return Canaries(scores, is_in, sampling, rounds, plan.mechanism, algorithm.message)
+
+
+def _shares(
+    shares: np.ndarray, ids: np.ndarray, honest: int, mask: np.ndarray
+) -> np.ndarray:
+    """Returns a cohort's shares in the parts of a model; a canary speaks in each."""
+    own = np.where((ids < honest)[:, None], shares[np.minimum(ids, honest - 1)], 1.0)
+    return np.where(mask[:, None], own, 0).astype(np.float32)
 
 
 def _signs(signs: np.ndarray, round: jax.Array, canaries: int) -> np.ndarray:

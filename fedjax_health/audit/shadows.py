@@ -110,7 +110,7 @@ def train_shadows(
         params = built.model.init(key_for(key, Stream.INIT))
         return algorithm.init(key, params)
 
-    def one_round(state, arrays, ids, mask, malicious, index, num_examples):
+    def one_round(state, arrays, ids, mask, malicious, index, shares, num_examples):
         cohort = Cohort(
             client_ids=ids,
             mask=mask,
@@ -119,11 +119,12 @@ def train_shadows(
             batches=ClientBatches(
                 num_examples, jnp.full_like(num_examples, NO_LIMIT), index, arrays
             ),
+            part_shares=shares,
         )
         state, metrics = algorithm.step(state, cohort)
         return state, metrics["loss"]
 
-    fixed = (None, None, None, None)
+    fixed = (None, None, None, None, None)
     step = jax.jit(jax.vmap(one_round, in_axes=(0, axes, *fixed, 0)), donate_argnums=0)
     keys = jax.vmap(lambda i: jax.random.fold_in(root_key(seed % 2**32), i))(
         jnp.arange(shadows)
@@ -147,6 +148,10 @@ def train_shadows(
             mask,
             mask & built.malicious[safe],
             np.where(mask, store.offsets[safe], 0).astype(np.int32),
+            # Of all examples of a client: those of its halves differ by chance alone.
+            None
+            if built.part_shares is None
+            else np.where(mask[:, None], built.part_shares[safe], 0),
             np.where(mask, counts[:, safe], 0).astype(np.int32),
         )
         progress.on_round(round=round + 1, loss=float(jnp.mean(loss)))

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fedjax_health import audit, build, records
@@ -184,6 +185,29 @@ def test_noise_by_the_clients_under_a_secure_sum_is_audited(table, tmp_path_fact
     assert all("Hidden from the server" in row["threat"] for row in sent)
 
 
+SPLIT = (
+    *("rounds=3", "leakcheck=false", 'modality_average="present"'),
+    *("model=fusion", "model.joint=4", "model.aligned=0"),
+    'model.encoders={emr={kind="gru",hidden=4,dense=[3]}}',
+    'data.modalities={iot=["load","rate"],emr=["noise"]}',
+    'split_learning={modality="emr",cut=1,leakage=false}',
+)
+
+
+@pytest.mark.slow
+def test_a_split_run_is_audited_with_its_wire_and_its_parts(table, tmp_path_factory):
+    run = tiny.Run(tiny.config(table, *SPLIT), tmp_path_factory.mktemp("e") / "run")
+    assert "wire_leakage" not in records.read_json(run.paths.result)
+    found = audit.audit(run.paths.root, records.SILENT, SMALL)
+    rows = [row for row in found["rows"] if row["group"] == "wire"]
+    assert len(rows) == 4
+    assert found["epsilon"] is not None
+    assert write_audit(run.paths.root)["sections"][-1] == "wire"
+    page = run.paths.audit_page.read_text()
+    assert "The wire of split learning" in page
+    assert "distance correlation" in page
+
+
 # What cannot be audited
 
 
@@ -227,6 +251,14 @@ def test_changed_or_missing_data_is_refused(bare, tmp_path):
 
 
 # Parts
+
+
+def test_a_canary_speaks_in_every_part_and_a_client_in_its_own():
+    shares = np.array([[1.0, 0.25], [0.5, 0.0]])
+    # Two clients, a canary, an empty slot.
+    ids, mask = np.array([1, 0, 2, 9]), np.array([True, True, True, False])
+    found = canary._shares(shares, ids, 2, mask)
+    assert found.tolist() == [[0.5, 0.0], [1.0, 0.25], [1.0, 1.0], [0.0, 0.0]]
 
 
 def test_canaries_are_drawn_at_the_rate_of_clients():
