@@ -69,6 +69,8 @@ def present(result: dict[str, Any], stream: TextIO):
 
 def _interval(pair: list[float | None]) -> str:
     low, high = pair
+    if low is None:
+        return show.number(low)
     if high is None:
         return f"{show.number(low)} or more"
     return f"{show.number(low)} to {show.number(high)}"
