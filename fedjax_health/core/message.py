@@ -39,6 +39,8 @@ class Message:
         and cross no wire.
       side_multiplier: noise multiplier of what is released beside the message (the bits
         of adaptive clipping); None where nothing is.
+      moving: whether a number of the message stands for another parameter in every
+        round, so that what is kept from round to round does not fit.
     """
 
     num_params: int
@@ -54,6 +56,7 @@ class Message:
     groups: int = 1
     hosted: int = 0
     side_multiplier: float | None = None
+    moving: bool = False
 
     def uplink_bytes(self) -> int:
         """Returns the bytes that one client sends in one round."""

@@ -123,6 +123,12 @@ def _check(message: Message, sampling: Sampling, bands: int):
             f"banded_mf: a client may take part once in {bands} rounds: use cyclic "
             f"sampling with a cycle of {bands} or more"
         )
+    if message.moving:
+        raise CompositionError(
+            "banded_mf: correlated noise must meet the same parameters in all its "
+            "rounds, and the common random_k sends others in every round: use random_k "
+            "with shared=False, or central_gaussian"
+        )
     if message.side_multiplier is not None:
         raise CompositionError(
             "banded_mf: its noise reaches over rounds and needs one bound for all: use "

@@ -107,6 +107,12 @@ def _check(message: Message, sampling: Sampling, restart_every: int):
             "use cyclic sampling with a cycle that is a multiple of "
             f"restart_every={restart_every}"
         )
+    if message.moving:
+        raise CompositionError(
+            "tree_aggregation: a node's noise must meet the same parameters in all its "
+            "rounds, and the common random_k sends others in every round: use random_k "
+            "with shared=False, or central_gaussian"
+        )
     if message.side_multiplier is not None:
         raise CompositionError(
             "tree_aggregation: its nodes sum over rounds and need one bound for all: "

@@ -111,6 +111,7 @@ def _check(keep: float, shared: bool, unbiased: bool, message: Message) -> Messa
         bits=32,
         index_bits=0.0,
         overhead_bytes=message.overhead_bytes + (0 if shared else SEED_BYTES),
+        moving=message.moving or (shared and count < message.num_params),
     )
 
 

@@ -285,6 +285,8 @@ def test_a_tree_needs_one_turn_for_each_client():
             mechanism.bind(message(), sampling)
     with pytest.raises(CompositionError, match="clip_l2"):
         mechanism.bind(message(side_multiplier=50.0), CYCLIC)
+    with pytest.raises(CompositionError, match="the same parameters"):
+        mechanism.bind(message(moving=True), CYCLIC)
     event = mechanism.event(message(), Sampling("cyclic", 1000, 50, cycle=8), 17)
     assert event.count == 3
 
