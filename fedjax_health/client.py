@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_health.core import trees
+from fedjax_health.core.binomial import BinomialLaw, binomial_law, draw_count
+from fedjax_health.core.outer import example_gradients
 from fedjax_health.core.permutation import permute
-from fedjax_health.core.rng import normal
+from fedjax_health.core.rng import normal, words
 from fedjax_health.core.types import (
     Batch,
     DataAttack,
@@ -31,6 +33,10 @@ from fedjax_health.core.types import (
 )
 
 Correction = Callable[[Updates, Params], Updates]
+
+# Private gradients are held where one has at most one number in so many parameters that
+# is not in factors.
+_MOST_HELD = 8
 
 
 class LocalContext(NamedTuple):
@@ -327,7 +333,10 @@ def local_batch(
 def private_gradient(
     loss_fn: LossFn, batch_size: int, microbatch: int, data_attack: DataAttack | None
 ) -> Callable[..., tuple[Updates, Metrics, jax.Array]]:
-    """Returns ``(data, params, step, ExamplePrivacy) -> (gradients, sums, examples)``.
+    """Returns ``(data, params, step, numbers, law) -> (gradients, sums, examples)``.
+
+    Of these ``numbers`` are an ``ExamplePrivacy``, and ``law`` is that of the examples
+    in a batch, ``binomial_law(data.num_examples, batch_size)``: the same in all steps.
 
     DP-SGD (Abadi et al., 2016, arXiv:1607.00133, Algorithm 1) inside one client: a
     Poisson batch, in which every example lies by itself at rate ``batch_size /
@@ -337,29 +346,14 @@ def private_gradient(
     Args:
       loss_fn: see ``LossFn``; it is given one example at a time.
       batch_size: expected examples of a batch.
-      microbatch: examples whose gradients are held at a time. A batch of any size is
-        gone through in as many as it takes: none is cut.
+      microbatch: examples that are gone through at a time. A batch of any size takes
+        as many parts as it needs: none is cut.
       data_attack: what a malicious client does to its batches; or None.
     """
 
-    def losses_of(params: Params, batch: Batch, keys: Key):
-        """Returns loss and metrics of each example by itself, ``[microbatch]``."""
-
-        def one(example: Batch, key: Key):
-            return loss_fn(params, jax.tree.map(lambda x: x[None], example), key)
-
-        return jax.vmap(one)(batch, keys)
-
-    def norms_of(params: Params, batch: Batch, keys: Key) -> jax.Array:
-        """Returns the norm of each example's gradient, ``[microbatch]``."""
-
-        def one(example: Batch, key: Key):
-            alone = jax.tree.map(lambda x: x[None], example)
-            return trees.elementwise_squared_norm(
-                jax.grad(lambda p: loss_fn(p, alone, key)[0])(params)
-            )
-
-        return jnp.sqrt(jax.vmap(one)(batch, keys))
+    def loss_of(params: Params, example: tuple[Batch, Key]):
+        batch, key = example
+        return loss_fn(params, jax.tree.map(lambda x: x[None], batch), key)
 
     def visited(data: ClientData, step: jax.Array, part: jax.Array, count: jax.Array):
         positions = part * microbatch + jnp.arange(microbatch, dtype=jnp.int32)
@@ -368,14 +362,17 @@ def private_gradient(
         return Visit(index, (positions < count).astype(jnp.float32))
 
     def evaluate(
-        data: ClientData, params: Params, step: jax.Array, numbers: ExamplePrivacy
+        data: ClientData,
+        params: Params,
+        step: jax.Array,
+        numbers: ExamplePrivacy,
+        law: BinomialLaw,
     ):
         assert data.example_key is not None
-        key = jax.random.fold_in(data.example_key, step)
-        draw_key, noise_key = jax.random.split(key)
-        examples = data.num_examples.astype(jnp.float32)
-        rate = jnp.minimum(batch_size / jnp.maximum(examples, 1.0), 1.0)
-        count = jax.random.binomial(draw_key, examples, rate).astype(jnp.int32)
+        word = words(data.example_key, jnp.uint32(0), 2 * step)
+        count = draw_count(law, word)
+        # At rate 1 every example lies in every batch.
+        count = jnp.where(data.num_examples <= batch_size, data.num_examples, count)
         train_key = jax.random.fold_in(data.train_key, step)
 
         def part_of(part: jax.Array, seen: Visit):
@@ -384,20 +381,27 @@ def private_gradient(
             numbers_of = part * microbatch + jnp.arange(microbatch)
             keys = jax.vmap(lambda i: jax.random.fold_in(train_key, i))(numbers_of)
             keep = seen.weight > 0
-            # Two passes: the gradients of single examples are never held, only their
-            # norms; the weights then go into one gradient of all.
-            norms = norms_of(params, batch, keys)
+            found = example_gradients(loss_of, params, (batch, keys))
+            norms = jnp.sqrt(found.squared_norms)
             factors = numbers.clip_norm / jnp.maximum(norms, numbers.clip_norm)
             factors = jnp.where(keep, factors, 0.0)
 
             def weighted(params: Params):
-                losses, extra = losses_of(params, batch, keys)
+                losses, _ = jax.vmap(loss_of, (None, 0))(params, (batch, keys))
                 # A filler's factor of 0 must not meet a loss that is not finite.
-                return jnp.sum(jnp.where(keep, factors * losses, 0.0)), (losses, extra)
+                return jnp.sum(jnp.where(keep, factors * losses, 0.0))
 
-            gradients, (losses, extra) = jax.grad(weighted, has_aux=True)(params)
+            if found.held * _MOST_HELD <= trees.num_params(params):
+                gradients = found.weighted_sum(factors)
+            else:
+                # A second pass is cheaper than gradients that must be held.
+                gradients = jax.grad(weighted)(params)
             clipped = (norms > numbers.clip_norm).astype(jnp.float32)
-            figures = {**extra, "loss": losses, "examples_clipped": clipped}
+            figures = {
+                **found.extra,
+                "loss": found.values,
+                "examples_clipped": clipped,
+            }
             return gradients, jax.tree.map(
                 lambda x: jnp.sum(jnp.where(keep, x, 0)), figures
             )
@@ -417,23 +421,23 @@ def private_gradient(
             body,
             (jnp.int32(0), first, start),
         )
-        noised = _add_noise(
-            gradients, noise_key, numbers.clip_norm * numbers.noise_multiplier
-        )
+        deviation = numbers.clip_norm * numbers.noise_multiplier
+        noise = normal(data.example_key, trees.num_params(params), 2 * step + 1)
+        noised = _add_flat(gradients, deviation * noise)
         return trees.scale(noised, 1.0 / batch_size), sums, count.astype(jnp.float32)
 
     return evaluate
 
 
-def _add_noise(tree: Updates, key: Key, deviation: jax.Array) -> Updates:
+def _add_flat(tree: Updates, numbers: jax.Array) -> Updates:
+    """Adds one number after the other to the leaves, in their order."""
     leaves, structure = jax.tree.flatten(tree)
-    noise = normal(key, trees.num_params(tree))
-    noised, start = [], 0
+    sums, start = [], 0
     for x in leaves:
-        own = noise[start : start + x.size].reshape(x.shape)
-        noised.append(x + (deviation * own).astype(x.dtype))
+        own = numbers[start : start + x.size].reshape(x.shape)
+        sums.append(x + own.astype(x.dtype))
         start += x.size
-    return structure.unflatten(noised)
+    return structure.unflatten(sums)
 
 
 def build_train(
@@ -462,9 +466,11 @@ def build_train(
         private = private_gradient(loss_fn, batch_size, microbatch, data_attack)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def evaluate(data: ClientData, params: Params, step: jax.Array, visited: Visit):
+    def evaluate(
+        data: ClientData, params: Params, step: jax.Array, visited: Visit, law: Any
+    ):
         if microbatch is not None:
-            return private(data, params, step, numbers)
+            return private(data, params, step, numbers, law)
         batch = local_batch(data, step, visited, data_attack)
         key = jax.random.fold_in(data.train_key, step)
         (loss, extra), gradients = gradient(params, batch, key)
@@ -476,12 +482,15 @@ def build_train(
         data: ClientData, params: Params, correction: Correction | None = None
     ) -> tuple[Params, Metrics]:
         first = visit(data, jnp.int32(0), batch_size)
-        _, shapes, _ = jax.eval_shape(evaluate, data, params, jnp.int32(0), first)
+        law = ()
+        if microbatch is not None:
+            law = binomial_law(data.num_examples, batch_size)
+        _, shapes, _ = jax.eval_shape(evaluate, data, params, jnp.int32(0), first, law)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(carry):
             step, visited, params, state, sums, seen = carry
-            gradients, new, examples = evaluate(data, params, step, visited)
+            gradients, new, examples = evaluate(data, params, step, visited, law)
             if correction is not None:
                 gradients = correction(gradients, params)
             change, state = optimizer.update(gradients, state, params)

@@ -126,8 +126,8 @@ class DpSgd(Record, frozen=True):
     Attributes:
       clip_norm: bound on the gradient of one example.
       noise_multiplier: standard deviation of the noise over that bound.
-      microbatch: examples whose gradients are held at a time; the batch size where it
-        is left out.
+      microbatch: examples that are gone through at a time; where it is left out, as
+        many as nine batches in ten hold.
     """
 
     clip_norm: AboveZero = 1.0

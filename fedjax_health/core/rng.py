@@ -6,11 +6,9 @@ client sees the same numbers however the cohort is laid out over devices.
 """
 
 import enum
-import math
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry_2x32
 
 Key = jax.Array
 
@@ -73,21 +71,102 @@ def key_for(
     return key
 
 
-def normal(key: Key, size: int) -> jax.Array:
+# Numbers that are made at a time: XLA would spread the work on more over threads, which
+# the engine's devices keep busy already.
+_CHUNK = 1024
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+# Normal number over 2 p - 1 as a polynomial, highest power first, after Giles, 2010,
+# "Approximating the erfinv function"; fitted anew, for his tails end at 5.4. With
+# w = -log(4 p (1 - p)): in w - 2.5 where w < 5, else in sqrt(w) - 3; to 4e-7.
+_MIDDLE = (
+    4.4636579e-07,
+    -4.5054871e-06,
+    -5.7899724e-06,
+    3.0735933e-04,
+    -1.7743172e-03,
+    -5.9061213e-03,
+    3.4880364e-01,
+    2.1233132,
+)
+_TAILS = (
+    -2.3956444e-04,
+    1.6368869e-03,
+    -4.7495938e-03,
+    8.1956144e-03,
+    -1.0935221e-02,
+    1.3338361e-02,
+    1.4165951,
+    4.0064349,
+)
+
+
+def words(key: Key, counters: jax.Array, draw: jax.Array | int = 0) -> jax.Array:
+    """Returns one random word for each counter: the first of its Threefry block.
+
+    The twenty rounds of Threefry-2x32 (Salmon et al., 2011) stand one after the other,
+    so that XLA makes one loop of them; JAX's own are a loop over all numbers.
+
+    Args:
+      key: a typed threefry key.
+      counters: uint32, any shape.
+      draw: uint32 ``[]``, which of the key's draws this is.
+
+    Returns:
+      uint32 of the shape of ``counters``.
+    """
+    data = jax.random.key_data(key)
+    parts = (data[0], data[1], data[0] ^ data[1] ^ jnp.uint32(0x1BD11BDA))
+    x, y = counters + parts[0], jnp.asarray(draw, jnp.uint32) + parts[1]
+    for i in range(5):
+        for rotation in _ROTATIONS[i % 2]:
+            x = x + y
+            y = ((y << rotation) | (y >> (32 - rotation))) ^ x
+        x = x + parts[(i + 1) % 3]
+        y = y + parts[(i + 2) % 3] + jnp.uint32(i + 1)
+    return x
+
+
+def normal(key: Key, size: int, draw: jax.Array | int = 0) -> jax.Array:
     """Returns standard normal numbers, float32 ``[size]``.
 
-    By the inverse of the distribution function, as ``jax.random.normal`` does, of one
-    Threefry word each: JAX draws two words for every number and keeps one.
+    By the inverse of the distribution function of all 32 bits of a word: 2**32 values
+    up to 6.3 from zero, where ``jax.random.normal`` has 2**23 up to 5.4.
 
     Args:
       key: a typed threefry key.
       size: how many.
+      draw: uint32 ``[]``, which of the key's draws this is; all are independent.
     """
-    words = threefry_2x32(jax.random.key_data(key), jnp.arange(size, dtype=jnp.uint32))
-    # 23 random bits make a float32 in [1, 2).
-    ones = jax.lax.bitcast_convert_type(
-        (words >> 9) | jnp.uint32(0x3F800000), jnp.float32
-    )
-    low = jnp.nextafter(jnp.float32(-1), jnp.float32(0))
-    uniform = jnp.maximum((ones - 1.0) * (1.0 - low) + low, low)
-    return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+    on_cpu = jax.default_backend() == "cpu"
+    chunk = min(size, _CHUNK) if on_cpu else size
+    lanes = jnp.arange(chunk, dtype=jnp.uint32)
+
+    def body(i: jax.Array, carry):
+        ready, numbers = carry
+        # Carried over: in one kernel with what is made of them, the words' rounds would
+        # be gone through once for every use.
+        ahead = words(key, (i + 1).astype(jnp.uint32) * chunk + lanes, draw)
+        own = _inverse_normal(ready)
+        return ahead, jax.lax.dynamic_update_slice(numbers, own, (i * chunk,))
+
+    count = -(-size // max(chunk, 1))
+    start = (words(key, lanes, draw), jnp.zeros(count * chunk))
+    return jax.lax.fori_loop(0, count, body, start)[1][:size]
+
+
+def _inverse_normal(word: jax.Array) -> jax.Array:
+    """Returns the normal number below which lie ``(word + 1/2) / 2**32`` of all."""
+    unit = jnp.float32(2.0**-31)
+    # 2 min(p, 1 - p), exact in both tails, and 2 p - 1.
+    tail = jnp.minimum(word, ~word).astype(jnp.int32).astype(jnp.float32) + 0.5
+    tail = tail * unit
+    signed = (word ^ jnp.uint32(0x80000000)).astype(jnp.int32).astype(jnp.float32)
+    w = -jnp.log(tail * (2.0 - tail))
+    middle = w < 5.0
+    at = jnp.where(middle, w - 2.5, jnp.sqrt(w) - 3.0)
+    value = jnp.where(middle, _MIDDLE[0], _TAILS[0])
+    for a, b in zip(_MIDDLE[1:], _TAILS[1:], strict=True):
+        value = jnp.where(middle, a, b) + value * at
+    return value * (signed * unit + 0.5 * unit)

@@ -205,8 +205,8 @@ class DpSgd:
     Attributes:
       clip_norm: bound on the L2 norm of one example's gradient.
       noise_multiplier: standard deviation of the noise over that bound.
-      microbatch: examples whose gradients are held at a time; static. None stands for
-        the batch size.
+      microbatch: examples that are gone through at a time; static. None stands for the
+        batch size and a little more, so that nine batches in ten are one part.
     """
 
     clip_norm: float
@@ -226,8 +226,9 @@ class DpSgd:
             )
 
     def held(self, batch_size: int) -> int:
-        """Returns how many gradients are held at a time."""
-        return self.microbatch or batch_size
+        """Returns how many examples are gone through at a time."""
+        # The size of a Poisson batch has a deviation of at most its expectation's root.
+        return self.microbatch or batch_size + math.ceil(1.5 * math.sqrt(batch_size))
 
     def numbers(self) -> ExamplePrivacy:
         """Returns what is traced."""

@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_health.core.rng import Stream, key_for, normal, root_key
+from fedjax_health.core.rng import (
+    Stream,
+    _inverse_normal,
+    key_for,
+    normal,
+    root_key,
+    words,
+)
 
 
 def data(key):
@@ -95,3 +102,29 @@ def test_normal_numbers_follow_their_law():
     assert stats.kstest(drawn + 0.0375, "norm").pvalue < 1e-6
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.01
     assert not np.array_equal(drawn[:10], np.asarray(normal(root_key(4), 10)))
+
+
+def test_words_are_those_of_threefry():
+    from jax.extend.random import threefry_2x32
+
+    counters = np.arange(50, dtype=np.uint32)
+    key = root_key(3)
+    blocks = np.concatenate([counters, np.full(50, 7, np.uint32)])
+    expected = threefry_2x32(jax.random.key_data(key), jax.numpy.asarray(blocks))[:50]
+    np.testing.assert_array_equal(words(key, counters, 7), expected)
+
+
+def test_every_word_stands_for_the_normal_number_at_its_share():
+    from scipy.special import ndtri
+
+    ends, middle = np.arange(2000), np.random.default_rng(0).integers(0, 2**32, 50_000)
+    word = np.concatenate([ends, middle, 2**32 - 1 - ends]).astype(np.uint32)
+    expected = ndtri((word.astype(np.float64) + 0.5) / 2**32)
+    np.testing.assert_allclose(_inverse_normal(word), expected, rtol=1e-6)
+
+
+def test_numbers_do_not_depend_on_how_many_are_drawn():
+    key = root_key(1)
+    many = np.asarray(normal(key, 5000, 2))
+    np.testing.assert_array_equal(many[:1500], normal(key, 1500, 2))
+    assert not np.array_equal(many[:10], normal(key, 10, 3))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from fedjax_health.client import ClientData, ExamplePrivacy, private_gradient
+from fedjax_health.core.binomial import binomial_law, draw_count
 from fedjax_health.core.permutation import permutation_words, permute
+from fedjax_health.core.rng import words
 from fedjax_health.core.types import DataAttackContext, Examples
 from fedjax_health.engine.plan import DpSgd
 from tests.engine.workload import SIZES, loss_fn, make_params, make_store, plan, run
@@ -37,13 +39,24 @@ def numbers(clip_norm=0.5, noise_multiplier=1e-6):
     return ExamplePrivacy(jnp.float32(clip_norm), jnp.float32(noise_multiplier))
 
 
+def evaluator(loss_fn, batch_size, microbatch):
+    """Private gradients that find the law of their batches themselves."""
+    private = private_gradient(loss_fn, batch_size, microbatch, None)
+
+    @jax.jit
+    def evaluate(data, params, step, numbers):
+        law = binomial_law(data.num_examples, batch_size)
+        return private(data, params, step, numbers, law)
+
+    return evaluate
+
+
 def clipped_sum(data, step, clip_norm, batch_size):
     """The gradient of Algorithm 1 without noise, example by example."""
     params = make_params()
-    key = jax.random.fold_in(data.example_key, step)
-    draw_key, _ = jax.random.split(key)
     n = int(data.num_examples)
-    count = int(jax.random.binomial(draw_key, jnp.float32(n), batch_size / n))
+    word = words(data.example_key, jnp.uint32(0), 2 * step)
+    count = int(draw_count(binomial_law(data.num_examples, batch_size), word))
     order = permute(data.words, jnp.int32(step), jnp.arange(n), jnp.int32(n))
     total = np.zeros(6)
     for i in np.asarray(order)[:count]:
@@ -60,7 +73,7 @@ def clipped_sum(data, step, clip_norm, batch_size):
 @pytest.mark.parametrize("microbatch", [1, 3, 8, 64])
 def test_the_gradient_is_the_clipped_sum_over_the_expected_batch(microbatch):
     data, batch_size = client_data(), 8
-    evaluate = jax.jit(private_gradient(loss_fn, batch_size, microbatch, None))
+    evaluate = evaluator(loss_fn, batch_size, microbatch)
     for step in range(3):
         gradient, sums, seen = evaluate(data, make_params(), jnp.int32(step), numbers())
         expected, count = clipped_sum(data, step, 0.5, batch_size)
@@ -71,7 +84,7 @@ def test_the_gradient_is_the_clipped_sum_over_the_expected_batch(microbatch):
 
 
 def test_batches_are_poisson():
-    evaluate = jax.jit(private_gradient(loss_fn, 8, 4, None))
+    evaluate = evaluator(loss_fn, 8, 4)
     data = client_data()
     counts = [
         float(evaluate(data, make_params(), jnp.int32(step), numbers())[2])
@@ -86,7 +99,7 @@ def test_batches_are_poisson():
 
 def test_noise_has_the_stated_deviation_and_one_example_the_stated_influence():
     data, batch_size, clip_norm = client_data(), 8, 0.25
-    evaluate = jax.jit(private_gradient(loss_fn, batch_size, 8, None))
+    evaluate = evaluator(loss_fn, batch_size, 8)
     noise = []
     for step in range(400):
         noised, _, _ = evaluate(
