@@ -224,7 +224,17 @@ def _add_privacy(parser: argparse.ArgumentParser):
         metavar="Q",
         help="probability with which a client takes part in a round (default: 1)",
     )
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="rounds")
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        metavar="N",
+        help="rounds; local steps of all rounds for bare numbers of an example",
+    )
+    parser.add_argument(
+        "--unit",
+        choices=("client", "example"),
+        help="whose presence is hidden (default: the client, or what is protected)",
+    )
     parser.add_argument(
         "--delta", type=float, metavar="DELTA", help="(default: 1e-5, or as configured)"
     )

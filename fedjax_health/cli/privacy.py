@@ -3,10 +3,11 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from fedjax_health import records
 from fedjax_health.cli import show
+from fedjax_health.cli.example_privacy import asks_for_examples, of_examples
 from fedjax_health.config import AdaptiveClip, Config, ConfigError, load
 from fedjax_health.privacy.accounting import (
     Guarantee,
@@ -169,9 +170,12 @@ def _of_numbers(options: argparse.Namespace) -> Question:
     if rate == 1:
         sampler = "everybody in every round: no amplification by sampling"
     noise = "Gaussian; whether it is release grade depends on how it is drawn"
-    given = Guarantee(
-        "client", relation, sampler, noise, "whoever sees the noised sums", None
-    )
+    unit: Literal["client", "example"] = "client"
+    against = "whoever sees the noised sums"
+    if options.unit == "example":
+        unit, against = "example", "whoever sees the messages of its client"
+        sampler = f"in each of {rounds:,} local steps: {sampler}"
+    given = Guarantee(unit, relation, sampler, noise, against, None)
     told = {
         "unit": given.unit,
         "relation": describe_relation(given),
@@ -203,13 +207,34 @@ def _of_numbers(options: argparse.Namespace) -> Question:
 
 
 def _of_config(options: argparse.Namespace) -> Question:
-    changes = _changes(options)
+    try:
+        config = load(options.config, options.overrides, seed=options.seed)
+        examples = asks_for_examples(config, options.unit)
+    except ConfigError:
+        # It may lack a noise that the command line gives.
+        examples = options.unit == "example"
+    changes = _changes(options, examples)
     config = load(options.config, [*options.overrides, *changes], seed=options.seed)
+    if asks_for_examples(config, options.unit):
+        return _of_examples(config, config.rounds, options.target_epsilon)
     population = options.population or _population(config)
     return _of_run(config, population, config.rounds, options.target_epsilon)
 
 
-def _changes(options: argparse.Namespace) -> list[str]:
+def _of_examples(config: Config, rounds: int, target: float | None) -> Question:
+    found = of_examples(config, rounds)
+    return Question(
+        found.told,
+        found.make_event,
+        rounds,
+        found.settings,
+        "add_or_remove",
+        target,
+        True,
+    )
+
+
+def _changes(options: argparse.Namespace, examples: bool = False) -> list[str]:
     """Returns the numbers of the command line as changes of a configuration."""
     for name in ("sampling_rate", "relation"):
         if getattr(options, name) is not None:
@@ -225,8 +250,9 @@ def _changes(options: argparse.Namespace) -> list[str]:
     if options.accountant is not None:
         changes.append(f"privacy.accountant={json.dumps(options.accountant)}")
     if options.noise_multiplier is not None:
-        changes.append(f"mechanism.noise_multiplier={options.noise_multiplier!r}")
-    if options.target_epsilon is not None:
+        where = "local.example_privacy" if examples else "mechanism"
+        changes.append(f"{where}.noise_multiplier={options.noise_multiplier!r}")
+    if options.target_epsilon is not None and not examples:
         changes += [
             "mechanism.noise_multiplier=none",
             f"privacy.target_epsilon={options.target_epsilon!r}",
@@ -246,6 +272,8 @@ def _of_folder(options: argparse.Namespace) -> Question:
     config = load(folder.config, _changes(asked))
     lines = records.read_jsonl(folder.metrics)
     done = lines[-1]["round"] if lines else 0
+    if asks_for_examples(config, options.unit):
+        return _of_examples(config, options.rounds or done, options.target_epsilon)
     population = options.population
     if population is None and folder.detector.is_file():
         population = len(records.read_json(folder.detector)["client_names"])
@@ -326,7 +354,10 @@ def present(result: dict[str, Any], stream: TextIO):
     )
     for warning in result["warnings"]:
         stream.write(f"WARNING {warning}\n")
-    names = ("clients", "sampler", "noise", "noise_multiplier")
+    names = (
+        *("clients", "least_protected", "examples_of_least_protected"),
+        *("sampler", "noise", "noise_multiplier"),
+    )
     show.tree({name: result[name] for name in names if name in result}, stream)
     course = result["epsilon_by_round"]
     if course:

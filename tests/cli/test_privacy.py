@@ -199,3 +199,39 @@ def test_bare_numbers_need_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+EXAMPLES = (
+    *("--config", "demo", "--set", "local.example_privacy.noise_multiplier=1.3"),
+    *("--set", "alignment=none"),
+)
+
+
+@pytest.mark.slow
+def test_examples_of_a_configuration(capsys):
+    told = asked(capsys, *EXAMPLES, "--rounds", 4, "--target-epsilon", 3)
+    assert told["unit"] == "example"
+    assert "messages of the client" in told["protected_against"]
+    assert told["epsilon_by_round"][-1] == {"round": 4, "epsilon": told["epsilon"]}
+    config = cfg.load("demo")
+    size, batch = told["examples_of_least_protected"], config.local.batch_size
+    steps = config.local.steps or config.local.epochs * -(-size // batch)
+    expected = direct(1.3, min(batch / size, 1), 4 * steps, told["delta"], "pld")
+    assert told["epsilon"] == pytest.approx(expected, rel=1e-3)
+    (wanted,) = told["noise_for_epsilon"]
+    least = direct(
+        wanted["noise_multiplier"], min(batch / size, 1), 4 * steps, 1e-5, "pld"
+    )
+    assert least == pytest.approx(3, rel=2e-3)
+
+
+def test_examples_of_bare_numbers(capsys):
+    told = asked(capsys, "--unit", "example", "--noise-multiplier", 1.2, *NUMBERS)
+    assert told["unit"] == "example"
+    assert "example is there or is not" in told["relation"]
+    assert told["epsilon"] == pytest.approx(direct(1.2, 0.05, 30, 1e-4, "pld"))
+
+
+def test_examples_that_nothing_protects(capsys):
+    said = refused(capsys, "--config", "demo", "--unit", "example")
+    assert "no example is protected" in said
