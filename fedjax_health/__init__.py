@@ -62,6 +62,7 @@ _HOME = {
     "DataError": "fedjax_health.data.schema",
     "Dataset": "fedjax_health.data.schema",
     "CheckpointError": "fedjax_health.engine.checkpoint",
+    "DeviceAveraging": "fedjax_health.engine.hierarchy",
     "DpSgd": "fedjax_health.engine.plan",
     "LocalTraining": "fedjax_health.engine.plan",
     "NonFiniteLossError": "fedjax_health.engine.run",
@@ -143,6 +144,7 @@ if TYPE_CHECKING:
     from fedjax_health.engine.algorithm import build_algorithm, client_params
     from fedjax_health.engine.checkpoint import CheckpointError
     from fedjax_health.engine.devices import use_cpu_devices
+    from fedjax_health.engine.hierarchy import DeviceAveraging
     from fedjax_health.engine.places import (
         Parts,
         SplitTraining,

@@ -33,6 +33,8 @@ from fedjax_health.core.types import (
 )
 
 Correction = Callable[[Updates, Params], Updates]
+# (data, params, correction=None) -> (params, averages over the examples seen).
+Train = Callable[..., tuple[Params, Metrics]]
 
 # Private gradients are held where one has at most one number in so many parameters that
 # is not in factors.
@@ -267,6 +269,9 @@ class ClientData(NamedTuple):
       train_key: key of its model's randomness.
       attack: what its data attack may know.
       example_key: key of private gradients; None where they are not private.
+      origin: int32 ``[]``, the first example to train on among the client's; None for
+        its first.
+      first_step: int32 ``[]``, where the steps up to ``num_steps`` begin; None for 0.
     """
 
     examples: Examples
@@ -277,6 +282,8 @@ class ClientData(NamedTuple):
     train_key: Key
     attack: DataAttackContext
     example_key: Key | None = None
+    origin: jax.Array | None = None
+    first_step: jax.Array | None = None
 
 
 class ExamplePrivacy(NamedTuple):
@@ -314,7 +321,25 @@ def visit(data: ClientData, step: jax.Array, batch_size: int) -> Visit:
     start = (step - epoch * steps_per_epoch) * batch_size
     positions = start + jnp.arange(batch_size, dtype=jnp.int32)
     index = permute(data.words, epoch, positions, jnp.maximum(data.num_examples, 1))
+    if data.origin is not None:
+        index = index + data.origin
     return Visit(index, (positions < data.num_examples).astype(jnp.float32))
+
+
+def visited_examples(
+    num_examples: jax.Array, num_steps: jax.Array, batch_size: int
+) -> jax.Array:
+    """Returns how often an example is trained on in so many steps, float32.
+
+    Args:
+      num_examples: int32, of a client; any shape.
+      num_steps: int32, of its local steps; of a shape that goes with it.
+      batch_size: examples of a batch.
+    """
+    per_epoch = jnp.maximum(-(-num_examples // batch_size), 1)
+    epochs = num_steps // per_epoch
+    rest = jnp.minimum((num_steps - epochs * per_epoch) * batch_size, num_examples)
+    return (epochs * num_examples + rest).astype(jnp.float32)
 
 
 def local_batch(
@@ -448,7 +473,7 @@ def build_train(
     *,
     microbatch: int | None = None,
     numbers: ExamplePrivacy | None = None,
-) -> Callable[..., tuple[Params, Metrics]]:
+) -> Train:
     """Returns ``train(data, params, correction=None) -> (params, metrics)``.
 
     The loop is a ``while`` to the client's own number of steps: under ``scan`` a small
@@ -481,7 +506,8 @@ def build_train(
     def train(
         data: ClientData, params: Params, correction: Correction | None = None
     ) -> tuple[Params, Metrics]:
-        first = visit(data, jnp.int32(0), batch_size)
+        start = jnp.int32(0) if data.first_step is None else data.first_step
+        first = visit(data, start, batch_size)
         law = ()
         if microbatch is not None:
             law = binomial_law(data.num_examples, batch_size)
@@ -502,9 +528,9 @@ def build_train(
             return step + 1, ahead, params, state, sums, seen + examples
 
         state = optimizer.init(params)
-        start = (jnp.int32(0), first, params, state, sums, jnp.float32(0))
+        carry = (start, first, params, state, sums, jnp.float32(0))
         _, _, params, _, sums, seen = jax.lax.while_loop(
-            lambda carry: carry[0] < data.num_steps, body, start
+            lambda carry: carry[0] < data.num_steps, body, carry
         )
         return params, trees.scale(sums, 1.0 / jnp.maximum(seen, 1.0))
 

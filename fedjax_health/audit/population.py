@@ -51,6 +51,9 @@ def take(store: ClientStore, keep: np.ndarray) -> ClientStore:
       keep: int ``[examples]``, increasing.
     """
     offsets = np.searchsorted(keep, store.offsets).astype(np.int64)
+    if store.devices is not None:
+        devices = np.searchsorted(keep, store.devices).astype(np.int64)
+        store = store._replace(devices=devices)
     if store.window is None:
         rows = {name: np.asarray(values)[keep] for name, values in store.rows.items()}
         return store._replace(rows=rows, offsets=offsets)

@@ -167,12 +167,15 @@ def train_shadows(
 
 
 def without_host(config: Config) -> Config:
-    """Returns a configuration whose rounds run inside one program.
+    """Returns a configuration whose rounds run inside one program, client by client.
 
-    Secure aggregation gives the same sum in all its fidelities, to the bit.
+    Secure aggregation gives the same sum in all its fidelities, to the bit. Devices
+    do not train by themselves: half of a client's examples are half of each device's.
     """
     import msgspec
 
+    local = msgspec.structs.replace(config.local, device_steps=None)
+    config = msgspec.structs.replace(config, local=local)
     aggregator: Any = config.aggregator
     if getattr(aggregator, "fidelity", "ideal") == "ideal":
         return config

@@ -22,6 +22,7 @@ from fedjax_health.core.types import (
     Params,
     Sampling,
 )
+from fedjax_health.data.sampling import device_sizes
 from fedjax_health.data.store import input_names
 from fedjax_health.engine.algorithm import build_algorithm
 from fedjax_health.engine.parallel import AXIS
@@ -76,6 +77,9 @@ def build(settings: Config, prepared: Prepared) -> Built:
     if prepared.root is not None:
         check_root(settings, prepared.parts.train.client_names, malicious)
         plan = dataclasses.replace(plan, root_batches=root_batches(prepared.root))
+    if settings.local.device_steps is not None:
+        # Data whose examples belong to no device are refused here, before a folder.
+        device_sizes(prepared.store)
     plan, shares = _placed(settings, prepared, plan)
     abstract_params = jax.eval_shape(model.init, _init_key(settings))
     algorithm = build_algorithm(

@@ -13,6 +13,7 @@ from fedjax_health.build.privacy import build_mechanism
 from fedjax_health.build.transforms import build_transform
 from fedjax_health.config import Config, ConfigError, Custom
 from fedjax_health.engine.average import averaging
+from fedjax_health.engine.hierarchy import DeviceAveraging
 from fedjax_health.engine.places import (
     normalization_leaves,
     paths_matching,
@@ -52,6 +53,7 @@ def build_plan(
             steps=settings.local.steps,
             batch_size=settings.local.batch_size,
             example_privacy=_example_privacy(settings),
+            device_averaging=_device_averaging(settings),
         ),
         data_attack=build_data_attack(settings, columns),
         transforms=tuple(
@@ -73,6 +75,11 @@ def _example_privacy(settings: Config) -> DpSgd | None:
     if chosen is None:
         return None
     return DpSgd(chosen.clip_norm, chosen.noise_multiplier, chosen.microbatch)
+
+
+def _device_averaging(settings: Config) -> DeviceAveraging | None:
+    every = settings.local.device_steps
+    return None if every is None else DeviceAveraging(every)
 
 
 def _algorithm(settings: Config) -> client.LocalAlgorithm:

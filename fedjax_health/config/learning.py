@@ -146,6 +146,9 @@ class Local(Record, frozen=True):
       batch_size: examples of a batch.
       example_privacy: DP-SGD, which protects single examples; none where it is left
         out.
+      device_steps: local steps after which the devices of a client, each training on
+        its own examples, are averaged in it (HierFAVG); a client's examples are one
+        heap where it is left out.
     """
 
     optimizer: Optimizer = Sgd()
@@ -154,8 +157,15 @@ class Local(Record, frozen=True):
     steps: Positive | None = None
     batch_size: Positive = 32
     example_privacy: DpSgd | None = None
+    device_steps: Positive | None = None
 
     def __post_init__(self):
+        if self.device_steps is not None and self.example_privacy is not None:
+            raise ValueError(
+                f"device_steps={self.device_steps} and example_privacy exclude each "
+                "other: DP-SGD is accounted for a client that draws from all its "
+                "examples; drop one (--set local.device_steps=none)"
+            )
         if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps} exclude each other: "

@@ -405,6 +405,12 @@ def _check_terms(config: Config):
     comparing = {"alignment": config.alignment is not None}
     comparing["temporal"] = isinstance(temporal, WindowContrast)
     for name, compares in comparing.items():
+        if compares and config.local.device_steps is not None:
+            raise ConfigError(
+                f"config: {name}: it compares the examples of a batch, and a batch "
+                f"holds those of one device alone: add --set {name}=none, or --set "
+                "local.device_steps=none"
+            )
         if compares and config.local.example_privacy is not None:
             raise ConfigError(
                 f"config: {name}: it compares the examples of a batch, and DP-SGD "

@@ -141,12 +141,16 @@ class ClientBatches(NamedTuple):
         ``arrays``; its others follow.
       arrays: the resident store, the same in every round, or the examples of this
         cohort alone when the store is memory-mapped.
+      devices: int32 ``[cohort, devices]``, examples of each device of a client, one
+        after the other in the client's; 0 in empty places. None where the devices of a
+        client do not train by themselves.
     """
 
     num_examples: AnyArray
     num_steps: AnyArray
     index: AnyArray
     arrays: Examples
+    devices: AnyArray | None = None
 
 
 class Cohort(NamedTuple):

@@ -5,6 +5,7 @@ population, from the seed and the round alone.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def build_cohort_fn(
     malicious: np.ndarray | None = None,
     resident: Examples | None = None,
     part_shares: np.ndarray | None = None,
+    devices: bool = False,
 ) -> Callable[[int], Cohort]:
     """Returns ``round -> Cohort``, the same cohort for the same seed and round.
 
@@ -54,6 +56,8 @@ def build_cohort_fn(
       malicious: bool ``[population]``, or None for honest clients alone.
       resident: the store on the devices (``to_examples``), where it is there already.
       part_shares: float ``[population, parts]``, see ``Cohort``; or None.
+      devices: whether cohorts say which examples are whose device's, as plans with
+        ``device_averaging`` need.
 
     Raises:
       DataError: if sampling and store disagree, or a client has no examples.
@@ -89,6 +93,7 @@ def build_cohort_fn(
         )
     if resident is None and not store.mapped:
         resident = to_examples(store)
+    sizes_of = device_sizes(store) if devices else None
     capacity = mapped_capacity(store, sampling.cohort_size) if store.mapped else 0
     if capacity >= 2**31:
         raise DataError(
@@ -106,9 +111,51 @@ def build_cohort_fn(
             resident=resident,
             capacity=capacity,
             part_shares=part_shares,
+            devices=sizes_of,
         )
 
     return cohort_fn
+
+
+class DeviceSizes(NamedTuple):
+    """How many examples each device of each client has.
+
+    Attributes:
+      sizes: int32 ``[devices]`` of all clients, one after the other.
+      offsets: int64 ``[clients + 1]``, where each client's devices begin.
+    """
+
+    sizes: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def most(self) -> int:
+        """Devices of the client that has the most."""
+        return int(np.diff(self.offsets).max())
+
+    def of(self, ids: np.ndarray, slots: int) -> np.ndarray:
+        """Returns those of some clients, int32 ``[slots, most]``, 0 in empty places."""
+        found = np.zeros((slots, self.most), np.int32)
+        for slot, client in enumerate(ids):
+            own = self.sizes[self.offsets[client] : self.offsets[client + 1]]
+            found[slot, : len(own)] = own
+        return found
+
+
+def device_sizes(store: ClientStore) -> DeviceSizes:
+    """Returns the examples of each device, those without any left out.
+
+    Raises:
+      DataError: if the store's examples belong to no devices.
+    """
+    if store.devices is None:
+        raise DataError(
+            "the examples belong to no devices: averaging in a client needs rows with "
+            "labels of their own, and a role entity that names the device"
+        )
+    ends = np.unique(store.devices)
+    offsets = np.searchsorted(ends, store.offsets).astype(np.int64)
+    return DeviceSizes(np.diff(ends).astype(np.int32), offsets)
 
 
 def cohort_of(
@@ -120,6 +167,7 @@ def cohort_of(
     resident: Examples | None = None,
     capacity: int = 0,
     part_shares: np.ndarray | None = None,
+    devices: DeviceSizes | None = None,
 ) -> Cohort:
     """Returns the cohort of given clients.
 
@@ -133,6 +181,7 @@ def cohort_of(
       capacity: examples to which gathered ones are padded, so that every round has
         the same shapes.
       part_shares: float ``[population, parts]``, see ``Cohort``; or None.
+      devices: of all clients; None where theirs do not train by themselves.
     """
     ids = np.asarray(ids, np.int32)
     slots = len(ids) if slots is None else slots
@@ -162,6 +211,7 @@ def cohort_of(
             num_steps=np.full(slots, NO_LIMIT),
             index=padded(index, 0, np.int32),
             arrays=arrays,
+            devices=None if devices is None else devices.of(ids, slots),
         ),
         part_shares=shares,
     )

@@ -143,6 +143,21 @@ def segment_starts(dataset: Dataset) -> np.ndarray:
     return np.concatenate([[0], np.flatnonzero(change) + 1]).astype(np.int64)
 
 
+def device_starts(dataset: Dataset) -> np.ndarray:
+    """Returns the first row of every device of every client, int64.
+
+    That is an entity; one whose stream is cut into several (as a split by blocks of
+    time does) is known by its name.
+    """
+    starts = segment_starts(dataset)
+    if not dataset.entity_names or not len(starts):
+        return starts
+    entity = np.unique(np.array(dataset.entity_names), return_inverse=True)[1]
+    named = entity[dataset.entity[starts]]
+    same = (np.diff(named) == 0) & (np.diff(dataset.client[starts]) == 0)
+    return starts[np.append(True, ~same)]
+
+
 def last_rows(dataset: Dataset) -> np.ndarray:
     """Returns the last row of every run of one entity of one client, int64."""
     return np.append(segment_starts(dataset)[1:], dataset.num_rows) - 1

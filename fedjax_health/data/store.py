@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_health.core.types import Examples, InputLayout, ModalityColumns
-from fedjax_health.data.schema import DataError, Dataset, segment_starts
+from fedjax_health.data.schema import (
+    DataError,
+    Dataset,
+    device_starts,
+    segment_starts,
+)
 
 _FORMAT = "fedjax_health store 1"
 _HEADER = "store.json"
@@ -34,6 +39,9 @@ class ClientStore(NamedTuple):
         ``offsets[c + 1]``.
       client_names: names of the clients, or None where they have none.
       mapped: whether ``rows`` stay on disk.
+      devices: int64 ``[devices + 1]``, where the examples of each device begin: those
+        of one device follow one another, and a client's devices too. None where
+        examples belong to no device.
     """
 
     rows: dict[str, np.ndarray]
@@ -42,6 +50,7 @@ class ClientStore(NamedTuple):
     offsets: np.ndarray
     client_names: tuple[str, ...] | None = None
     mapped: bool = False
+    devices: np.ndarray | None = None
 
     @property
     def num_clients(self) -> int:
@@ -59,6 +68,7 @@ def from_arrays(
     offsets: np.ndarray,
     *,
     client_names: tuple[str, ...] | None = None,
+    devices: np.ndarray | None = None,
 ) -> ClientStore:
     """Returns a store whose examples are the rows of the given arrays.
 
@@ -67,6 +77,8 @@ def from_arrays(
       offsets: int ``[clients + 1]``, where each client's rows begin; the last is the
         number of rows.
       client_names: names of the clients.
+      devices: int ``[devices + 1]``, where each device's rows begin, as ``offsets``
+        has it for clients; or None.
 
     Raises:
       DataError: if lengths and offsets do not fit.
@@ -89,8 +101,15 @@ def from_arrays(
         raise DataError(
             f"{len(client_names)} client names for {len(offsets) - 1} clients"
         )
+    if devices is not None:
+        devices = np.asarray(devices, np.int64)
+        if np.any(np.diff(devices) < 0) or not np.all(np.isin(offsets, devices)):
+            raise DataError(
+                "devices must not decrease, and hold every client's first row and the "
+                "number of rows: no device has rows of two clients"
+            )
     kept = {name: np.asarray(values) for name, values in rows.items()}
-    return ClientStore(kept, None, None, offsets, client_names)
+    return ClientStore(kept, None, None, offsets, client_names, devices=devices)
 
 
 def from_dataset(
@@ -121,7 +140,8 @@ def from_dataset(
       extra: further arrays ``[rows, ...]`` to pack, 0 where a window is filled up.
 
     Returns:
-      A store; windows never cross two streams.
+      A store; windows never cross two streams. Its devices are the entities of each
+      client, where labels belong to rows.
 
     Raises:
       DataError: for sizes out of range.
@@ -138,7 +158,14 @@ def from_dataset(
     if window is None:
         offsets = np.searchsorted(dataset.client, clients).astype(np.int64)
         rows = {"x": x, "label": label, **(extra or {})}
-        return ClientStore(rows, None, None, offsets, dataset.client_names)
+        return ClientStore(
+            rows,
+            None,
+            None,
+            offsets,
+            dataset.client_names,
+            devices=np.append(device_starts(dataset), dataset.num_rows),
+        )
     begins = segment_starts(dataset)
     lengths = np.diff(np.append(begins, dataset.num_rows))
     every_row = pad and dataset.target == "row"
@@ -180,7 +207,14 @@ def from_dataset(
     starts = (last[segment] - stride * step).astype(np.int32)
     client = dataset.client[begins][segment] if len(begins) else np.zeros(0, np.int32)
     offsets = np.searchsorted(client, clients).astype(np.int64)
-    return ClientStore(rows, starts, window, offsets, dataset.client_names)
+    devices = None
+    if dataset.target == "row":
+        examples = np.append(0, np.cumsum(per_segment))
+        first = np.searchsorted(begins, device_starts(dataset))
+        devices = np.append(examples[first], examples[-1])
+    return ClientStore(
+        rows, starts, window, offsets, dataset.client_names, devices=devices
+    )
 
 
 def assemble(dataset: Dataset) -> np.ndarray:
@@ -322,11 +356,14 @@ def write_store(store: ClientStore, folder: str | Path) -> None:
     np.save(folder / "offsets.npy", store.offsets, allow_pickle=False)
     if store.starts is not None:
         np.save(folder / "starts.npy", store.starts, allow_pickle=False)
+    if store.devices is not None:
+        np.save(folder / "devices.npy", store.devices, allow_pickle=False)
     header = {
         "format": _FORMAT,
         "rows": sorted(store.rows),
         "window": store.window,
         "client_names": store.client_names,
+        "devices": store.devices is not None,
     }
     # Last: a folder without its header was not finished.
     (folder / _HEADER).write_text(json.dumps(header), encoding="utf-8")
@@ -358,13 +395,18 @@ def open_store(folder: str | Path) -> ClientStore:
         starts = (
             None if window is None else np.load(folder / "starts.npy", mmap_mode="r")
         )
+        devices = (
+            np.load(folder / "devices.npy", mmap_mode="r")
+            if header.get("devices")
+            else None
+        )
     except KeyError as error:
         raise DataError(
             f"{folder}: {_HEADER} has no {error}: write the store again"
         ) from None
     except (OSError, EOFError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: {error}: write the store again") from None
-    _check_fit(folder, rows, starts, window, offsets, names)
+    _check_fit(folder, rows, starts, window, offsets, names, devices)
     return ClientStore(
         rows,
         starts,
@@ -372,10 +414,11 @@ def open_store(folder: str | Path) -> ClientStore:
         offsets,
         tuple(names) if names is not None else None,
         mapped=True,
+        devices=devices,
     )
 
 
-def _check_fit(folder: Path, rows, starts, window, offsets, names) -> None:
+def _check_fit(folder: Path, rows, starts, window, offsets, names, devices) -> None:
     """Refuses files that do not belong together, without reading the rows."""
     lengths = {len(values) for values in rows.values()}
     fits = len(lengths) == 1 and offsets.ndim == 1 and len(offsets) > 1
@@ -385,6 +428,7 @@ def _check_fit(folder: Path, rows, starts, window, offsets, names) -> None:
         fits = offsets[0] == 0 and offsets[-1] == examples
         fits = fits and bool(np.all(np.diff(offsets) >= 0))
         fits = fits and (names is None or len(names) == len(offsets) - 1)
+        fits = fits and (devices is None or int(devices[-1]) == examples)
         # Starts rise, so the last window tells whether rows are missing.
         if fits and starts is not None and examples:
             fits = starts[0] >= 0 and int(starts[-1]) + window <= num_rows

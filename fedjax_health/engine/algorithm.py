@@ -14,6 +14,7 @@ from fedjax_health.client import LocalAlgorithm
 from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.types import (
+    AnyArray,
     BoundMechanism,
     ClientTransform,
     Cohort,
@@ -121,6 +122,7 @@ def build_algorithm(
     aggregator = by_part(plan.aggregator, plan.parts)
     split, message = plan.split, checked.message
     private = plan.local.example_privacy
+    averaged = plan.local.device_averaging
     structure = Structure(
         loss_fn=loss_fn,
         run=algorithm.run,
@@ -154,6 +156,7 @@ def build_algorithm(
         wire=None if split is None else (split.up_bytes, split.down_bytes),
         has_root=plan.root_batches is not None,
         has_dropout=plan.dropout > 0,
+        has_devices=averaged is not None,
         mapping=mapping,
     )
     compiled = compiled_step(structure)
@@ -173,6 +176,7 @@ def build_algorithm(
             hyper={
                 "local": plan.local.optimizer.leaves(),
                 "passes": jnp.int32(plan.local.epochs or plan.local.steps),
+                "device_steps": jnp.int32(averaged.every) if averaged else (),
                 "server": plan.server_optimizer.leaves(),
                 "dropout": jnp.float32(plan.dropout),
                 "population": jnp.float32(population),
@@ -207,12 +211,13 @@ def build_algorithm(
 
     def step(state: RoundState, cohort: Cohort) -> tuple[RoundState, Metrics]:
         fields, examples = pack_cohort(cohort), cohort.batches.arrays
+        devices = _devices_of(cohort) if structure.has_devices else None
         if isinstance(state.round, Tracer):
             # Under a caller's own jit or scan there is nothing to place or await.
-            return compiled(state, fields, examples, plan.root_batches)
+            return compiled(state, fields, devices, examples, plan.root_batches)
         pace.wait()
         placed = resident.place(examples)
-        state, metrics = compiled(state, fields, placed, plan.root_batches)
+        state, metrics = compiled(state, fields, devices, placed, plan.root_batches)
         pace.follow(metrics["num_clients"])
         return state, metrics
 
@@ -227,6 +232,16 @@ def build_algorithm(
         mapping.describe(),
         downlink * (2 if algorithm.reports_model else 1),
     )
+
+
+def _devices_of(cohort: Cohort) -> AnyArray:
+    """Returns the examples of each device, int32 ``[cohort, devices]``."""
+    if cohort.batches.devices is None:
+        raise ValueError(
+            "devices are averaged, but the cohort does not say which examples are "
+            "whose: draw it with build_cohort_fn(..., devices=True)"
+        )
+    return cohort.batches.devices
 
 
 def _message_zeros(transform: ClientTransform, params: Params, shared: Any) -> Params:

@@ -22,6 +22,7 @@ from fedjax_health.core.types import (
     RoundState,
     Updates,
 )
+from fedjax_health.engine.hierarchy import by_device
 from fedjax_health.engine.parallel import AXIS, Mapping, arrange
 from fedjax_health.engine.parts import part_weights, scale_by_part
 from fedjax_health.engine.places import leaves_with, leaves_without
@@ -390,8 +391,13 @@ def _build_client(
             ),
             example_key=own.get(Stream.EXAMPLE),
         )
+        own_train = train
+        if structure.has_devices:
+            sizes = trees.take_row(cohort.batches.devices, slot)
+            every = state.hyper["device_steps"]
+            own_train = by_device(train, sizes, every, structure.batch_size)
         result = structure.run(
-            functools.partial(train, data),
+            functools.partial(own_train, data),
             params,
             memory["algorithm"],
             LocalContext(state.shared["algorithm"], data.num_steps, rate),
@@ -503,7 +509,10 @@ def _planned_steps(
     structure: Structure, state: RoundState, batches: ClientBatches
 ) -> jax.Array:
     passes = state.hyper["passes"]
-    per_epoch = -(-batches.num_examples // structure.batch_size)
+    counted = batches.num_examples
+    if batches.devices is not None:
+        counted = jnp.max(batches.devices, axis=1)
+    per_epoch = -(-counted // structure.batch_size)
     planned = passes
     if structure.by_epochs:
         limit = jnp.iinfo(jnp.int32).max

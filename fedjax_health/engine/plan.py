@@ -27,6 +27,7 @@ from fedjax_health.core.types import (
     Secure,
     UpdateAttack,
 )
+from fedjax_health.engine.hierarchy import DeviceAveraging
 from fedjax_health.engine.places import (
     Parts,
     Predicate,
@@ -248,6 +249,8 @@ class LocalTraining:
       steps: local steps a round, however many examples there are.
       batch_size: examples a step; static. The expected number with example_privacy.
       example_privacy: DP-SGD; or None.
+      device_averaging: how the devices of a client train and are averaged in it; or
+        None where a client's examples are one heap.
     """
 
     algorithm: LocalAlgorithm = dataclasses.field(default_factory=fedavg)
@@ -256,6 +259,7 @@ class LocalTraining:
     steps: int | None = None
     batch_size: int = 32
     example_privacy: DpSgd | None = None
+    device_averaging: DeviceAveraging | None = None
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
@@ -269,6 +273,11 @@ class LocalTraining:
                 raise ValueError(
                     f"LocalTraining: {name} must be 1 or more, not {value}"
                 )
+        if self.device_averaging is not None and self.example_privacy is not None:
+            raise CompositionError(
+                "DP-SGD is accounted for examples that one client draws from, not each "
+                "of its devices: leave out device_averaging or example_privacy"
+            )
         if self.algorithm.plain_sgd_only:
             is_sgd = self.optimizer.constructor is optax.sgd
             momentum = self.optimizer.arguments.get("momentum")
@@ -471,6 +480,11 @@ def _check_split(plan: RoundPlan, split: SplitTraining, abstract_params: Params)
         raise CompositionError(
             "a split needs leaves at the server and leaves with the clients; the "
             "model's leaves are " + ", ".join(names)
+        )
+    if plan.local.device_averaging is not None and split.mode != "parallel":
+        raise CompositionError(
+            "the devices of a client train side by side, so that nothing passes from "
+            'one to the next: device_averaging needs a split of mode="parallel"'
         )
     both = [name for name in names if split.server(name) and split.client(name)]
     if both:

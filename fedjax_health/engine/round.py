@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
+from fedjax_health.client import visited_examples
 from fedjax_health.core import trees
 from fedjax_health.core.message import CompositionError
 from fedjax_health.core.rng import SERVER, Stream, key_for
@@ -83,17 +84,17 @@ def compiled_step(structure: Structure) -> Step:
     gathers on the host.
     """
 
-    def whole(state, fields, examples, root_batches):
-        cohort = _unpack_cohort(structure, fields, examples)
+    def whole(state, fields, devices, examples, root_batches):
+        cohort = _unpack_cohort(structure, fields, devices, examples)
         sent = _send(structure, state, cohort, root_batches)
         return _receive(structure, state, cohort, sent, _gather(structure, state, sent))
 
-    def first(state, fields, examples, root_batches):
-        cohort = _unpack_cohort(structure, fields, examples)
+    def first(state, fields, devices, examples, root_batches):
+        cohort = _unpack_cohort(structure, fields, devices, examples)
         return _send(structure, state, cohort, root_batches)
 
-    def second(state, fields, examples, sent, gathered):
-        cohort = _unpack_cohort(structure, fields, examples)
+    def second(state, fields, devices, examples, sent, gathered):
+        cohort = _unpack_cohort(structure, fields, devices, examples)
         return _receive(structure, state, cohort, sent, gathered)
 
     secure = structure.secure
@@ -102,10 +103,10 @@ def compiled_step(structure: Structure) -> Step:
     send = jax.jit(_on_mesh(structure, first))
     receive = jax.jit(_on_mesh(structure, second), donate_argnums=0)
 
-    def halves(state, fields, examples, root_batches):
-        sent = send(state, fields, examples, root_batches)
+    def halves(state, fields, devices, examples, root_batches):
+        sent = send(state, fields, devices, examples, root_batches)
         gathered = _gather_on_host(structure, state, sent, fields[1])
-        return receive(state, fields, examples, sent, gathered)
+        return receive(state, fields, devices, examples, sent, gathered)
 
     return halves
 
@@ -122,7 +123,7 @@ def _on_mesh(structure: Structure, body: Callable) -> Callable:
 
 
 def pack_cohort(cohort: Cohort) -> AnyArray:
-    """Returns a cohort's fields, its examples aside, as one int32 array.
+    """Returns a cohort's fields, examples and devices aside, as one int32 array.
 
     ``[7, cohort]``, and one row more for each part of the model that has shares.
 
@@ -152,7 +153,10 @@ def pack_cohort(cohort: Cohort) -> AnyArray:
 
 
 def _unpack_cohort(
-    structure: Structure, fields: jax.Array, examples: Examples
+    structure: Structure,
+    fields: jax.Array,
+    devices: jax.Array | None,
+    examples: Examples,
 ) -> Cohort:
     ids, mask, malicious, num_examples, num_steps, index = fields[:6]
     numbers = jax.lax.bitcast_convert_type(fields[6:], jnp.float32)
@@ -164,7 +168,7 @@ def _unpack_cohort(
         mask=mask != 0,
         weights=numbers[0],
         malicious=malicious != 0,
-        batches=ClientBatches(num_examples, num_steps, index, examples),
+        batches=ClientBatches(num_examples, num_steps, index, examples, devices),
         part_shares=shares,
     )
 
@@ -675,11 +679,10 @@ def _metrics(
 
 def _visits(structure: Structure, cohort: Cohort, steps: jax.Array) -> jax.Array:
     """Returns how often an example was trained on in the round, float32 ``[]``."""
-    examples, size = cohort.batches.num_examples, structure.batch_size
-    per_epoch = jnp.maximum(-(-examples // size), 1)
-    epochs = steps // per_epoch
-    rest = jnp.minimum((steps - epochs * per_epoch) * size, examples)
-    return jnp.sum((epochs * examples + rest).astype(jnp.float32))
+    examples = jnp.asarray(cohort.batches.num_examples)
+    if cohort.batches.devices is not None:
+        examples, steps = jnp.asarray(cohort.batches.devices), steps[:, None]
+    return jnp.sum(visited_examples(examples, steps, structure.batch_size))
 
 
 def _mean_of(values: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ class Structure:
       relayed: path -> whether the leaf passes from client to client; or None.
       unsent: path -> whether the leaf is in no message; or None.
       hosted: share of a message that crosses no wire.
+      has_devices: whether the devices of a client train and are averaged in it.
       wire: bytes that cross a cut for one example and visit, up and down; or None.
     """
 
@@ -60,4 +61,5 @@ class Structure:
     wire: tuple[int, int] | None
     has_root: bool
     has_dropout: bool
+    has_devices: bool
     mapping: Mapping

@@ -226,6 +226,7 @@ class Bench:
             config.seed,
             malicious=built.malicious,
             part_shares=built.part_shares,
+            devices=config.local.device_steps is not None,
             resident=self._resident(key, run),
         )
         try:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_health.build.algorithm import Built
-from fedjax_health.config import Config, WindowContrast, WireNoise
+from fedjax_health.config import Config, Local, WindowContrast, WireNoise
+from fedjax_health.data.sampling import device_sizes
 from fedjax_health.data.store import ClientStore
 from fedjax_health.privacy import ledger
 from fedjax_health.privacy.accounting import Settings, delta_warning, worst_client
@@ -226,15 +227,7 @@ def wire_privacy(
     if split is None:
         return None
     local, settings = config.local, _settings(config)
-    visits = local.epochs or 0
-    if local.steps is not None:
-        smallest = max(int(np.diff(store.offsets).min()), 1)
-        visits = (
-            local.steps
-            if smallest <= local.batch_size
-            else -(-local.steps * local.batch_size // smallest)
-        )
-    crossings = visits * rounds
+    crossings = _most_visits(local, store) * rounds
     activations = _noise_on(split.activations)
     directions = [activations]
     comparing = config.alignment is not None or isinstance(
@@ -270,6 +263,22 @@ def wire_privacy(
         "accountant": settings.accountant,
         "not_covered": missing,
     }
+
+
+def _most_visits(local: Local, store: ClientStore) -> int:
+    """Returns how often the example that a round visits most is trained on in it."""
+    sizes = np.diff(store.offsets)
+    largest = sizes
+    if local.device_steps is not None:
+        devices = device_sizes(store)
+        counts = np.diff(devices.offsets)
+        sizes = devices.sizes
+        # Each client has examples, and so a device.
+        largest = np.repeat(np.maximum.reduceat(sizes, devices.offsets[:-1]), counts)
+    steps = -(-largest // local.batch_size) * (local.epochs or 0)
+    if local.steps is not None:
+        steps = np.full(len(sizes), local.steps)
+    return int(np.max(-(-steps // np.maximum(-(-sizes // local.batch_size), 1))))
 
 
 def _noise_on(steps: Sequence[Any]) -> float:

@@ -155,7 +155,7 @@ def _stages(config: Config) -> dict[str, str]:
             f"{_kind(config.algorithm)}, {_kind(config.local.optimizer)}, "
             f"{config.local.epochs or config.local.steps} "
             f"{'epochs' if config.local.epochs else 'steps'}, "
-            f"batches of {config.local.batch_size}"
+            f"batches of {config.local.batch_size}" + _devices(config)
         ),
         "2 shape the message": chain,
         "3 forge messages": _kind(config.attack),
@@ -166,6 +166,11 @@ def _stages(config: Config) -> dict[str, str]:
         "5 privatise": _kind(config.mechanism),
         "6 step the server": _kind(config.server),
     }
+
+
+def _devices(config: Config) -> str:
+    every = config.local.device_steps
+    return "" if every is None else f", devices averaged every {every} steps"
 
 
 def _kind(entry: Any) -> str:

@@ -224,6 +224,7 @@ def _go_on(
         config.seed,
         malicious=built.malicious,
         part_shares=built.part_shares,
+        devices=config.local.device_steps is not None,
     )
     checkpoints = checkpoint.open_checkpoints(
         paths.checkpoints, keep=config.checkpoint.keep

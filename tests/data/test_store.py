@@ -405,3 +405,23 @@ def test_sizes_that_are_alike_share_one_room():
     assert room_for(169_344) == room_for(163_872) == 196_608
     counts = range(100_000, 200_000)
     assert len({room_for(count) for count in counts}) <= 5
+
+
+def test_devices_are_the_entities_of_each_client():
+    # A long stream, one shorter than a window, one of another client.
+    dataset = make_dataset([(0, 9), (0, 2), (1, 5)])
+    np.testing.assert_array_equal(from_dataset(dataset).devices, [0, 9, 11, 16])
+    windows = from_dataset(dataset, window=4, stride=2)
+    np.testing.assert_array_equal(np.diff(windows.offsets), [4, 1])
+    np.testing.assert_array_equal(windows.devices, [0, 3, 4, 5])
+    stays = dataset._replace(target="entity")
+    assert from_dataset(stays, window=4).devices is None
+
+
+def test_a_stream_that_was_cut_is_one_device():
+    dataset = make_dataset([(0, 4), (0, 3), (0, 5), (1, 4)])
+    named = dataset._replace(entity_names=("pump", "pump", "bed", "pump"))
+    np.testing.assert_array_equal(from_dataset(named).devices, [0, 7, 12, 16])
+    np.testing.assert_array_equal(
+        from_dataset(named, window=3, stride=1).devices, [0, 3, 6, 8]
+    )
